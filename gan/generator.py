@@ -1,0 +1,248 @@
+"""The generator: an encoder (the trunk that the RL policy shares) and a sub-pixel decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gan.precision import autocast
+from rlsr_env.resample import KERNELS, upsample
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Architecture of a generator (Savioli 2019, sec. 2.1).
+
+    Attributes:
+        scale: Upsampling factor, an integer of 2 or more.
+        channels: Feature maps throughout.
+        n_blocks: Residual blocks of the encoder.
+        batch_norm: BatchNorm after each convolution of the residual blocks and the encoder's last one.
+        n_subpixel_layers: Sub-pixel layers of the decoder. One layer upsamples by `scale` at once; more take one prime
+            factor of `scale` each, the last ones first, and the others keep the resolution.
+        base: `"none"`, or the kernel (`"lanczos"`, `"bicubic"`) whose upsampling the network's output is added to. The
+            last layer then starts at zero, so that the untrained generator is that baseline.
+
+    Raises:
+        ValueError: For a value out of range.
+    """
+
+    scale: int = 4
+    channels: int = 64
+    n_blocks: int = 5
+    batch_norm: bool = False
+    n_subpixel_layers: int = 1
+    base: str = "lanczos"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int) or self.scale < 2:
+            raise ValueError(f"scale must be an integer of 2 or more, got {self.scale!r}")
+        for name in ("channels", "n_blocks", "n_subpixel_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        if self.base != "none" and self.base not in KERNELS:
+            raise ValueError(f"unknown base {self.base!r}; known: none, {', '.join(KERNELS)}")
+        _ = self.subpixel_factors
+
+    @property
+    def subpixel_factors(self) -> tuple[int, ...]:
+        """The factor of each sub-pixel layer; their product is `scale`.
+
+        The paper leaves the order open. The layers that keep the resolution come first: they run on the LR grid there,
+        where a convolution costs `scale` squared times less.
+        """
+        if self.n_subpixel_layers == 1:
+            return (self.scale,)
+        factors, rest = [], self.scale
+        for prime in range(2, self.scale + 1):
+            while rest % prime == 0:
+                factors.append(prime)
+                rest //= prime
+        if len(factors) > self.n_subpixel_layers:
+            raise ValueError(
+                f"scale {self.scale} has {len(factors)} prime factors, more than n_subpixel_layers = "
+                f"{self.n_subpixel_layers}; take 1 (all at once) or at least {len(factors)}"
+            )
+        return (1,) * (self.n_subpixel_layers - len(factors)) + tuple(factors)
+
+    @classmethod
+    def preset(cls, name: str, scale: int) -> GeneratorConfig:
+        """A named architecture.
+
+        Args:
+            name: `"paper"` (BatchNorm, eight sub-pixel layers, no base: Savioli 2019, sec. 2.1) or `"fast"` (no
+                BatchNorm, one sub-pixel layer at LR resolution on a Lanczos base).
+            scale: Upsampling factor.
+
+        Raises:
+            ValueError: For an unknown name.
+        """
+        if name == "paper":
+            return cls(scale=scale, batch_norm=True, n_subpixel_layers=8, base="none")
+        if name == "fast":
+            return cls(scale=scale)
+        raise ValueError(f"unknown generator {name!r}; known: paper, fast")
+
+
+def icnr_(weight: Tensor, factor: int) -> Tensor:
+    """Fill a sub-pixel convolution's weight so that it starts as a nearest-neighbour upsampling of one convolution.
+
+    All `factor ** 2` sub-pixels of an output channel get the same kernel, hence no checkerboard at the start (Aitken et
+    al. 2017, ICNR).
+
+    Args:
+        weight: `(channels * factor ** 2, inputs, k, k)`, in the channel order of `pixel_shuffle`.
+        factor: Upsampling factor of the layer.
+
+    Returns:
+        The same tensor, filled in place.
+
+    Raises:
+        ValueError: Where the output channels are no multiple of `factor ** 2`.
+    """
+    if weight.shape[0] % factor**2:
+        raise ValueError(
+            f"{weight.shape[0]} output channels cannot be shuffled by {factor}: no multiple of {factor**2}"
+        )
+    kernel = torch.empty(weight.shape[0] // factor**2, *weight.shape[1:], dtype=weight.dtype, device=weight.device)
+    nn.init.kaiming_normal_(kernel)
+    with torch.no_grad():
+        return weight.copy_(kernel.repeat_interleave(factor**2, dim=0))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, batch_norm: bool = False) -> nn.Sequential:
+    """A same-size convolution, with BatchNorm in the place of its bias where asked for."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not batch_norm)]
+    if batch_norm:
+        layers.append(nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a PReLU, added to their input (Ledig et al. 2017; Savioli 2019, sec. 2.1)."""
+
+    def __init__(self, channels: int, batch_norm: bool) -> None:
+        """Build a block of `channels` feature maps."""
+        super().__init__()
+        self.body = nn.Sequential(
+            _convolution(channels, channels, 3, batch_norm), nn.PReLU(), _convolution(channels, channels, 3, batch_norm)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, channels, h, w)` to the same shape."""
+        return x + self.body(x)
+
+
+class Encoder(nn.Module):
+    """The trunk: LR picture to latent. The RL policy reads the same latent (Savioli 2019, sec. 2.1)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        """Build the trunk of `config`."""
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.head = nn.Sequential(*_convolution(3, config.channels, 9), nn.PReLU())
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(config.channels, config.batch_norm) for _ in range(config.n_blocks))
+        )
+        self.tail = _convolution(config.channels, config.channels, 3, config.batch_norm)
+
+    def forward(self, lr_image: Tensor) -> Tensor:
+        """Encode pictures.
+
+        Args:
+            lr_image: `(B, 3, h, w)` float in [0, 1].
+
+        Returns:
+            Latent `(B, channels, h, w)`, in the compute dtype.
+        """
+        with autocast(lr_image.device, self.compute_dtype):
+            shallow = self.head(lr_image.contiguous(memory_format=torch.channels_last))
+            return shallow + self.tail(self.blocks(shallow))
+
+
+class SubPixelLayer(nn.Module):
+    """A 3x3 convolution followed by a pixel shuffle (Shi et al. 2016), started by ICNR."""
+
+    def __init__(self, inputs: int, outputs: int, factor: int) -> None:
+        """Build a layer that upsamples by `factor` (1 keeps the resolution)."""
+        super().__init__()
+        self.factor = factor
+        self.convolution = nn.Conv2d(inputs, outputs * factor**2, 3, padding=1)
+        icnr_(self.convolution.weight, factor)
+        nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, inputs, h, w)` to `(B, outputs, factor * h, factor * w)`."""
+        return functional.pixel_shuffle(self.convolution(x), self.factor)
+
+
+class Decoder(nn.Module):
+    """Latent to SR picture, through sub-pixel layers with PReLU between them (Savioli 2019, sec. 2.1)."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        """Build the decoder of `config`."""
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        layers: list[nn.Module] = []
+        for factor in config.subpixel_factors[:-1]:
+            layers += [SubPixelLayer(config.channels, config.channels, factor), nn.PReLU()]
+        last = SubPixelLayer(config.channels, 3, config.subpixel_factors[-1])
+        if config.base != "none":
+            nn.init.zeros_(last.convolution.weight)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, latent: Tensor, lr_image: Tensor) -> Tensor:
+        """Decode a latent.
+
+        Args:
+            latent: `(B, channels, h, w)` from the encoder.
+            lr_image: `(B, 3, h, w)` float in [0, 1], the picture that the latent came from.
+
+        Returns:
+            SR picture `(B, 3, scale * h, scale * w)` float32. Not clipped: clipping here would cut off the gradient of
+            every value outside [0, 1].
+        """
+        with autocast(latent.device, self.compute_dtype):
+            detail = self.layers(latent)
+        if self.config.base == "none":
+            return detail.float()
+        return upsample(lr_image, self.config.scale, self.config.base) + detail.float()
+
+
+class Generator(nn.Module):
+    """Encoder and decoder: LR picture to SR picture.
+
+    Attributes:
+        encoder: The trunk, shared with the RL policy.
+        decoder: The sub-pixel decoder.
+        config: The architecture.
+    """
+
+    def __init__(self, config: GeneratorConfig, encoder: Encoder | None = None, decoder: Decoder | None = None) -> None:
+        """Build a generator, or join an encoder and a decoder that exist already (as the RL policy's do).
+
+        Args:
+            config: The architecture.
+            encoder: An encoder of the same config, or None for a new one.
+            decoder: A decoder of the same config, or None for a new one.
+        """
+        super().__init__()
+        self.config = config
+        self.encoder = encoder if encoder is not None else Encoder(config)
+        self.decoder = decoder if decoder is not None else Decoder(config)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, lr_image: Tensor) -> Tensor:
+        """`(B, 3, h, w)` float in [0, 1] to `(B, 3, scale * h, scale * w)` float32, not clipped."""
+        return self.decoder(self.encoder(lr_image), lr_image)
+
+    def set_compute_dtype(self, compute_dtype: torch.dtype) -> Generator:
+        """Run the convolutions in `compute_dtype` from now on; the weights stay float32. Returns the generator."""
+        self.encoder.compute_dtype = self.decoder.compute_dtype = compute_dtype
+        return self

@@ -1,0 +1,133 @@
+"""The environments one by one: a batch of one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from rlsr_env.vector_env import RestorationVectorEnv
+
+
+class RestorationEnv(gymnasium.Env):
+    """Restore a photograph from a small file, and be paid for how well it is restored.
+
+    ## Description
+    A photograph (HR) was shrunk by an integer factor and stored as a small JPEG (WebP, AVIF). The agent sees a patch of
+    what comes out of that file (LR); a generator turns it into a picture of the original size (SR); a metric compares
+    the two. The task decides what an action means.
+
+    `rlsr/PSNRPrediction-v0` is the paper's (Savioli 2019, sec. 2.2): the agent sees one patch for `episode_length`
+    steps while somebody trains the generator, predicts the PSNR that the generator reaches on it, and is paid when that
+    PSNR has risen since the last step. The reward does not depend on the action, given the picture: what the method
+    hopes for is what the critic teaches the encoder that policy and generator share. With nobody training the
+    generator, the PSNR never rises.
+
+    ## Action Space
+    `Box(-1, 1, (1,), float32)`: the predicted PSNR, 30 + 20 * action dB.
+
+    ## Observation Space
+    `Box(0, 255, (3, h, w), uint8)`: the LR patch, channels first. The original is never part of it, nor of `info`.
+
+    ## Rewards
+    `threshold` (default): +1 where the metric has risen since the last step, else -1 (eq. 5). `improvement`: the rise
+    itself, in the metric's unit. In `rlsr/PSNRPrediction-v0` plus `accuracy_weight` times minus the prediction's
+    absolute error in units of 20 dB (0 by default). SR pictures are rounded to 8 bits before they are measured.
+
+    ## Starting State
+    A patch drawn by gradient energy from the image set, in one of its eight flips and rotations; the metric of the
+    generator's picture of it is the value that the first step's reward is measured against, and is in `info`.
+
+    ## Episode End
+    The episode terminates after `episode_length` steps. It is never truncated.
+
+    ## Arguments
+    See `RestorationVectorEnv`: `images`, `scale`, `quality`, `base_codec`, `lr_patch_size`, `episode_length`, `metric`,
+    `reward`, `generator`, `source`, `device`, and the task's `accuracy_weight`.
+
+    ```python
+    import gymnasium
+    import rlsr_env
+
+    env = gymnasium.make("rlsr/PSNRPrediction-v0", reward="improvement", images="folder:photographs")
+    ```
+
+    ## Vectorized environment
+    `gymnasium.make_vec("rlsr/PSNRPrediction-v0", num_envs=64)` is one batch on one device.
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
+
+    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        """Build the environment.
+
+        Args:
+            render_mode: None or `"rgb_array"`.
+            **options: See `RestorationVectorEnv`.
+        """
+        self._batch = RestorationVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **options)
+        self.render_mode = render_mode
+        self.observation_space = self._batch.single_observation_space
+        self.action_space = self._batch.single_action_space
+
+    @property
+    def generator(self) -> Any:
+        """The network that restores; see `RestorationVectorEnv`."""
+        return self._batch.generator
+
+    @generator.setter
+    def generator(self, generator: Any) -> None:
+        self._batch.generator = generator
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode on a new patch.
+
+        Args:
+            seed: Of all random choices; without one, the stream goes on.
+            options: None is known.
+
+        Returns:
+            The LR patch `(3, h, w)` uint8, and `info` with the metric of the generator's picture of it.
+
+        Raises:
+            ValueError: For an option.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"unknown reset options {sorted(options)}; this environment has none")
+        self._batch._rngs[0] = self.np_random
+        observations, infos = self._batch.reset()
+        return observations[0], self._single(infos)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Act once.
+
+        Args:
+            action: Of `action_space`.
+
+        Returns:
+            Observation, reward, terminated, truncated (always False) and `info`.
+
+        Raises:
+            TypeError: For an action that is no number.
+            ValueError: For an action of the wrong shape, or a NaN or infinite one.
+            ResetNeeded: After the episode's end.
+        """
+        observations, rewards, terminated, truncated, infos = self._batch.step(np.asarray(action)[None])
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), self._single(infos)
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The frame `(H, 2 * W, 3)` uint8: the LR patch enlarged, and the SR patch beside it."""
+        frames = self._batch.render()
+        return None if frames is None else frames[0]
+
+    def _single(self, infos: dict[str, Any]) -> dict[str, Any]:
+        """The infos of the only environment, without the batch's masks."""
+        return {name: values[0].item() for name, values in infos.items() if not name.startswith("_")}

@@ -1,0 +1,242 @@
+"""Metrics: how close SR pictures are to their HR pictures, one number for each picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pytorch_msssim import ms_ssim, ssim
+from torch import Tensor
+
+# BT.601: luma in 8-bit levels, without its offset of 16, for R, G and B in [0, 1].
+LUMA_WEIGHTS = (65.481, 128.553, 24.966)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A judge of SR pictures against HR pictures.
+
+    Attributes:
+        name: The name it goes by in configurations, logs and results.
+        function: Takes SR and HR pictures, `(B, 3, H, W)`, float32 or float64, in [0, 1], and returns values `(B,)`.
+        higher_is_better: Whether a larger value means a better picture.
+        differentiable: Whether a gradient reaches the SR pictures.
+        deterministic: Whether equal pictures always get equal values.
+        min_size: The smallest shorter side that it accepts, in pixels.
+        unit: The unit of its values, empty where they have none.
+        source: Where its definition comes from.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    higher_is_better: bool = True
+    differentiable: bool = True
+    deterministic: bool = True
+    min_size: int = 1
+    unit: str = ""
+    source: str = ""
+
+    def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
+        """Judge SR pictures.
+
+        Values outside [0, 1] are clipped first, because no viewer would see them. The metric is computed in float32
+        or better, under autocast too.
+
+        Args:
+            sr_image: The pictures to judge, `(B, 3, H, W)`, any float dtype.
+            hr_image: The originals, of the same shape.
+
+        Returns:
+            One value for each picture, `(B,)`.
+
+        Raises:
+            TypeError: If a picture is not a floating-point tensor.
+            ValueError: If the shapes differ, are not `(B, 3, H, W)`, or are smaller than `min_size`.
+        """
+        _check_pictures(sr_image, hr_image, self.name, self.min_size)
+        dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
+        with torch.autocast(sr_image.device.type, enabled=False):
+            return self.function(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+
+
+def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """The mean squared error of each picture, over its pixels and colours, after clipping to [0, 1].
+
+    Times the number of values of a picture, it is the sum that `psnr_clic` pools.
+
+    Args:
+        sr_image: Pictures `(B, 3, H, W)`, any float dtype.
+        hr_image: The originals, of the same shape.
+
+    Returns:
+        Values in [0, 1], `(B,)`, float64.
+
+    Raises:
+        TypeError: If a picture is not a floating-point tensor.
+        ValueError: If the shapes differ or are not `(B, 3, H, W)`.
+    """
+    _check_pictures(sr_image, hr_image, "mean_squared_error", min_size=1)
+    return (sr_image.double().clamp(0, 1) - hr_image.double().clamp(0, 1)).square().mean(dim=(1, 2, 3))
+
+
+def psnr(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """The peak signal-to-noise ratio over R, G and B, each picture by itself (Savioli 2019, eq. 6, with MAX = 1).
+
+    Float64, so that the gain of one small step shows at 40 dB. Identical pictures have an infinite PSNR, and no
+    gradient is defined there.
+
+    Args:
+        sr_image: Pictures `(B, 3, H, W)`, clipped to [0, 1].
+        hr_image: The originals, of the same shape.
+
+    Returns:
+        Values in dB, `(B,)`, float64.
+    """
+    return _decibels(mean_squared_error(sr_image, hr_image))
+
+
+def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """The PSNR of the luma alone, as the super-resolution literature reports it.
+
+    The luma is BT.601's, from 16 to 235 of the 255 levels, not rounded; MAX is all 255 levels; no border is cropped.
+
+    Args:
+        sr_image: Pictures `(B, 3, H, W)` in [0, 1].
+        hr_image: The originals, of the same shape.
+
+    Returns:
+        Values in dB, `(B,)`, float64; infinite where the lumas are identical.
+    """
+    difference = sr_image.double() - hr_image.double()
+    # The offset of 16 is in both lumas, so it cancels.
+    luma_difference = torch.einsum("bchw,c->bhw", difference, difference.new_tensor(LUMA_WEIGHTS) / 255)
+    return _decibels(luma_difference.square().mean(dim=(1, 2)))
+
+
+def psnr_clic(squared_error_sum: float, n_values: int) -> float:
+    """The PSNR of a whole image set by CLIC's convention: one mean squared error over every value of every picture.
+
+    Over pictures of one size it is never above the mean of their PSNRs; report it under its own name.
+
+    Args:
+        squared_error_sum: Sum of the squared errors over the set, for pictures in [0, 1].
+        n_values: How many values that sum runs over, 3 x height x width of each picture.
+
+    Returns:
+        The PSNR in dB, infinite for a sum of 0.
+
+    Raises:
+        ValueError: If the sum is negative or not finite, or there are no values.
+    """
+    if n_values < 1:
+        raise ValueError(f"psnr_clic needs at least one value to average over, got n_values={n_values}.")
+    if not (math.isfinite(squared_error_sum) and squared_error_sum >= 0):
+        raise ValueError(
+            f"psnr_clic needs a finite sum of squared errors of at least 0, got {squared_error_sum}; "
+            "check the SR pictures for NaN."
+        )
+    return math.inf if squared_error_sum == 0 else -10 * math.log10(squared_error_sum / n_values)
+
+
+def to_8bit(image: Tensor) -> Tensor:
+    """Round pictures to the 256 levels that a viewer gets; every reported figure is of pictures rounded so.
+
+    No gradient passes the rounding.
+
+    Args:
+        image: Pictures of any shape, any float dtype; values outside [0, 1] are clipped.
+
+    Returns:
+        Multiples of 1/255 in [0, 1], of the same shape, float32 or float64.
+
+    Raises:
+        TypeError: If the picture is not a floating-point tensor.
+        ValueError: If it holds NaN, which would be saved as black.
+    """
+    if not image.is_floating_point():
+        raise TypeError(
+            f"to_8bit needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255."
+        )
+    n_nan = int(torch.isnan(image).sum())
+    if n_nan:
+        raise ValueError(
+            f"{n_nan} of the {image.numel()} values of the picture are NaN, so there is nothing to show; "
+            "check the network's weights and its input."
+        )
+    at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
+    return (at_least_float32.clamp(0, 1) * 255).round() / 255
+
+
+def metric(name: str | Metric) -> Metric:
+    """Look a metric up by name.
+
+    Args:
+        name: A key of `METRICS`, or a metric, which is returned as it is.
+
+    Returns:
+        The metric.
+
+    Raises:
+        ValueError: If no metric has that name.
+    """
+    if isinstance(name, Metric):
+        return name
+    if name not in METRICS:
+        raise ValueError(f"Unknown metric {name!r}; use one of {', '.join(sorted(METRICS))}, or pass a Metric.")
+    return METRICS[name]
+
+
+def _decibels(mse: Tensor) -> Tensor:
+    """Turn mean squared errors into PSNRs (Savioli 2019, eq. 6, with MAX = 1)."""
+    return -10 * torch.log10(mse)
+
+
+def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
+    """Raise unless both tensors are pictures that the metric `name` can compare."""
+    for role, image in (("SR", sr_image), ("HR", hr_image)):
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(
+                f"{name} needs floating-point tensors in [0, 1], got {got} for the {role} pictures; "
+                "divide 8-bit data by 255."
+            )
+    if sr_image.shape != hr_image.shape:
+        raise ValueError(
+            f"{name} needs SR and HR pictures of one shape, got {tuple(sr_image.shape)} and {tuple(hr_image.shape)}; "
+            "crop or resize one of them."
+        )
+    if sr_image.dim() != 4 or sr_image.shape[1] != 3:
+        raise ValueError(
+            f"{name} needs RGB pictures of shape (B, 3, H, W), got {tuple(sr_image.shape)}; "
+            "a single picture needs `image[None]`."
+        )
+    if min(sr_image.shape[-2:]) < min_size:
+        height, width = sr_image.shape[-2:]
+        raise ValueError(
+            f"{name} needs pictures of at least {min_size} pixels on the shorter side, got {height}x{width}; "
+            "use larger pictures or another metric."
+        )
+
+
+def _ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """SSIM of each picture: an 11 x 11 Gaussian window, no padding, the mean over R, G and B."""
+    return ssim(sr_image, hr_image, data_range=1, size_average=False)
+
+
+def _ms_ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """MS-SSIM of each picture: five scales, so the coarsest is the original divided by 16."""
+    return ms_ssim(sr_image, hr_image, data_range=1, size_average=False)
+
+
+METRICS: dict[str, Metric] = {
+    judge.name: judge
+    for judge in (
+        Metric("psnr", psnr, unit="dB", source="Savioli 2019, eq. 6"),
+        Metric("psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range"),
+        # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
+        Metric("ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim"),
+        Metric("ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim"),
+    )
+}

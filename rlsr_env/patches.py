@@ -1,0 +1,213 @@
+"""LR/HR patch pairs from pictures that are decoded and coded once: a patch is a gather, never a decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlsr_env.codec import LRCodec
+from rlsr_env.images import DecodedImages
+
+# Columns of a patch index, the record from which a patch can be gathered again at any time.
+IMAGE, QUALITY, TOP, LEFT, FLIP = range(5)
+
+
+def _gradient_energy(lr_image: np.ndarray) -> np.ndarray:
+    """Mean absolute luma gradient at each pixel, `(h, w)` float64, in 8-bit levels."""
+    luma = lr_image.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+    vertical, horizontal = np.gradient(luma) if min(luma.shape) > 1 else (np.zeros_like(luma),) * 2
+    return np.abs(vertical) + np.abs(horizontal)
+
+
+def _patch_means(energy: np.ndarray, size: int, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+    """Mean of `energy` over each `size` x `size` patch whose corner is at (top, left), by an integral image."""
+    integral = np.zeros((energy.shape[0] + 1, energy.shape[1] + 1))
+    integral[1:, 1:] = energy.cumsum(0).cumsum(1)
+    total = (
+        integral[tops + size, lefts + size]
+        - integral[tops, lefts + size]
+        - integral[tops + size, lefts]
+        + integral[tops, lefts]
+    )
+    return total / size**2
+
+
+class PatchSource:
+    """Aligned LR/HR patches of a set of pictures, on one device.
+
+    Every picture is coded once at each quality and decoded once; all pixels lie in two flat uint8 tensors. Patches are
+    drawn by gradient energy (smooth patches teach a decoder little), at any offset, so that the phase of the JPEG's
+    8x8 blocks within a patch is random, and in one of the eight flips and rotations.
+
+    Attributes:
+        codec: The LR codec (its `quality` is the first of `qualities`).
+        qualities: The qualities that patches are drawn from, equally likely.
+        lr_patch_size: Side of an LR patch, pixels.
+        hr_patch_size: Side of an HR patch, pixels.
+        uris: One per picture.
+        n_bytes: Bytes of each LR file, `(pictures, qualities)` int64.
+        device: Where the pixels are, and the patches will be.
+    """
+
+    def __init__(
+        self,
+        images: DecodedImages,
+        codec: LRCodec,
+        lr_patch_size: int,
+        qualities: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+        uniform_share: float = 0.1,
+    ) -> None:
+        """Code every picture at every quality and index its patches.
+
+        Args:
+            images: The decoded pictures, each `(H, W, 3)` uint8, no side shorter than a patch.
+            codec: Scale, base codec and downsampling of the LR files.
+            lr_patch_size: Side of an LR patch, pixels.
+            qualities: JPEG (WebP, AVIF) qualities; the codec's own where not given.
+            device: Where to keep the pixels.
+            uniform_share: Share of the mean gradient energy that every patch gets besides its own, so that smooth
+                patches appear as well.
+
+        Raises:
+            ValueError: For a patch size below 1, no quality at all, or a picture smaller than a patch.
+        """
+        if lr_patch_size < 1:
+            raise ValueError(f"lr_patch_size must be 1 or more, got {lr_patch_size}")
+        qualities = tuple(qualities) if qualities is not None else (codec.quality,)
+        if not qualities:
+            raise ValueError("qualities is empty; give at least one quality")
+        self.codecs = tuple(replace(codec, quality=quality) for quality in qualities)
+        self.codec = self.codecs[0]
+        self.qualities = qualities
+        self.lr_patch_size = lr_patch_size
+        self.hr_patch_size = lr_patch_size * codec.scale
+        self.uris = images.uris
+        self.device = torch.device(device)
+        for uri, image in zip(images.uris, images.images, strict=True):
+            if min(image.shape[:2]) < self.hr_patch_size:
+                raise ValueError(
+                    f"{uri} is {image.shape[1]}x{image.shape[0]}, smaller than a patch of {self.hr_patch_size} pixels; "
+                    f"take a smaller lr_patch_size or leave the picture out"
+                )
+
+        with ThreadPoolExecutor() as pool:  # Pillow's codecs release the GIL
+            coded = list(pool.map(self._code, images.images))
+        self.n_bytes = np.array([sizes for _, sizes in coded], dtype=np.int64)
+        self._lr_width = np.array([lr_images[0].shape[1] for lr_images, _ in coded], dtype=np.int64)
+        self._hr_width = np.array([image.shape[1] for image in images.images], dtype=np.int64)
+        lr_pixels = np.array([[lr.shape[0] * lr.shape[1] for lr in lr_images] for lr_images, _ in coded])
+        hr_pixels = np.array([image.shape[0] * image.shape[1] for image in images.images])
+        self._lr_start = (np.cumsum(lr_pixels) - lr_pixels.ravel()).reshape(lr_pixels.shape)
+        self._hr_start = np.cumsum(hr_pixels) - hr_pixels
+        self._lr = self._flat([lr for lr_images, _ in coded for lr in lr_images])
+        self._hr = self._flat(list(images.images))
+        self._index_patches([lr_images[0] for lr_images, _ in coded], images.images, uniform_share)
+
+    def _code(self, hr_image: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
+        """LR pictures as they come out of their files, and the files' sizes, one per quality."""
+        lr_image = self.codec.downsample(hr_image)
+        files = [codec.compress(lr_image) for codec in self.codecs]
+        return [self.codec.decode(file) for file in files], [len(file) for file in files]
+
+    def _flat(self, pictures: list[np.ndarray]) -> Tensor:
+        """All pixels one after the other, `(pixels, 3)` uint8."""
+        return torch.from_numpy(np.concatenate([picture.reshape(-1, 3) for picture in pictures])).to(self.device)
+
+    def _index_patches(
+        self, lr_images: list[np.ndarray], hr_images: Sequence[np.ndarray], uniform_share: float
+    ) -> None:
+        """Candidate corners on a grid in every picture, and the distribution to draw them from."""
+        size, scale = self.lr_patch_size, self.codec.scale
+        self._stride = max(1, size // 4)
+        picture, top, left, energy = [], [], [], []
+        for number, (lr_image, hr_image) in enumerate(zip(lr_images, hr_images, strict=True)):
+            # The last LR row or column may cover padding where the size is no multiple of the scale: leave it out.
+            last_top, last_left = hr_image.shape[0] // scale - size, hr_image.shape[1] // scale - size
+            tops, lefts = np.meshgrid(
+                np.arange(0, last_top + 1, self._stride), np.arange(0, last_left + 1, self._stride), indexing="ij"
+            )
+            tops, lefts = tops.ravel(), lefts.ravel()
+            picture.append(np.full(tops.size, number))
+            top.append(tops)
+            left.append(lefts)
+            energy.append(_patch_means(_gradient_energy(lr_image), size, tops, lefts))
+        self._picture, self._top, self._left = (np.concatenate(part) for part in (picture, top, left))
+        weights = np.concatenate(energy)
+        weights = weights + uniform_share * weights.mean() + 1e-12  # the last term: pictures that are flat throughout
+        self._cumulative = np.cumsum(weights) / weights.sum()
+        self._last_top = np.array([image.shape[0] // scale - size for image in hr_images])
+        self._last_left = np.array([image.shape[1] // scale - size for image in hr_images])
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.uris)
+
+    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Choose patches.
+
+        Args:
+            rng: The only source of randomness.
+            n: How many.
+
+        Returns:
+            `(n, 5)` int64 patch index: picture, quality, top and left (LR pixels), flip (0 to 7).
+        """
+        chance = rng.random((n, 5))
+        candidate = np.minimum(np.searchsorted(self._cumulative, chance[:, 0], side="right"), self._picture.size - 1)
+        picture = self._picture[candidate]
+        index = np.empty((n, 5), dtype=np.int64)
+        index[:, IMAGE] = picture
+        index[:, QUALITY] = (chance[:, 1] * len(self.qualities)).astype(np.int64)
+        jitter = (chance[:, 2:4] * self._stride).astype(np.int64)
+        index[:, TOP] = np.minimum(self._top[candidate] + jitter[:, 0], self._last_top[picture])
+        index[:, LEFT] = np.minimum(self._left[candidate] + jitter[:, 1], self._last_left[picture])
+        index[:, FLIP] = (chance[:, 4] * 8).astype(np.int64)
+        return index
+
+    def gather(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The patches of an index.
+
+        Args:
+            index: `(n, 5)` int64, from `draw`.
+
+        Returns:
+            LR patches `(n, 3, p, p)` and HR patches `(n, 3, scale * p, scale * p)`, uint8, in channels-last memory.
+        """
+        picture, quality = index[:, IMAGE], index[:, QUALITY]
+        scale = self.codec.scale
+        lr_corner = index[:, TOP] * self._lr_width[picture] + index[:, LEFT]
+        hr_corner = scale * (index[:, TOP] * self._hr_width[picture] + index[:, LEFT])
+        flip = index[:, FLIP]
+        lr_image = self._gather(
+            self._lr, self._lr_start[picture, quality] + lr_corner, self._lr_width[picture], flip, self.lr_patch_size
+        )
+        hr_image = self._gather(
+            self._hr, self._hr_start[picture] + hr_corner, self._hr_width[picture], flip, self.hr_patch_size
+        )
+        return lr_image, hr_image
+
+    def _gather(self, pixels: Tensor, corner: np.ndarray, width: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
+        """Patches `(n, 3, size, size)` from flat pixels, flipped by their own index arithmetic."""
+        corners, widths, flips = (
+            torch.from_numpy(part).to(self.device)[:, None, None] for part in (corner, width, flip)
+        )
+        row = torch.arange(size, device=self.device)[None, :, None]
+        column = torch.arange(size, device=self.device)[None, None, :]
+        transposed = (flips & 4) > 0
+        row, column = torch.where(transposed, column, row), torch.where(transposed, row, column)
+        row = torch.where((flips & 1) > 0, size - 1 - row, row)
+        column = torch.where((flips & 2) > 0, size - 1 - column, column)
+        position = corners + row * widths + column
+        patches = pixels.index_select(0, position.reshape(-1)).reshape(len(corner), size, size, 3)
+        return patches.permute(0, 3, 1, 2)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 pictures `(B, 3, H, W)` as float32 in [0, 1]; the memory format is kept."""
+    return image.float().div_(255.0)

@@ -1,0 +1,332 @@
+"""The environments, natively batched: N image patches, one batch, one device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rlsr_env.codec import LRCodec
+from rlsr_env.images import ImageSet, decode_images, image_set
+from rlsr_env.metrics import Metric, metric, to_8bit
+from rlsr_env.patches import PatchSource, to_float
+from rlsr_env.resample import upsample
+from rlsr_env.rewards import Reward, reward
+from rlsr_env.tasks import Restorer, Task, choose_task
+
+SUPPORTED_AUTORESET = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
+
+
+class RestorationVectorEnv(VectorEnv):
+    """N restoration tasks at once; see `RestorationEnv` for what each of them is.
+
+    Equal to N scalar environments whose seeds count up from the first, as in Gymnasium's `SyncVectorEnv`.
+
+    Attributes:
+        generator: The network that restores, called without gradient on `(N, 3, h, w)` float in [0, 1]. It is held, not
+            copied: when somebody trains it, the next step already sees the difference. Assign another at any time.
+        source: The patches.
+        metric: The judge.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        task: str | Task = "psnr_prediction",
+        images: str | ImageSet = "sample:train",
+        scale: int = 4,
+        quality: int = 75,
+        base_codec: str = "jpeg",
+        lr_patch_size: int = 40,
+        episode_length: int = 5,
+        metric: str | Metric = "psnr",
+        reward: str | Reward = "threshold",
+        generator: Restorer | None = None,
+        source: PatchSource | None = None,
+        device: str | torch.device = "cpu",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        render_mode: str | None = None,
+        **task_options: float,
+    ) -> None:
+        """Build the environments.
+
+        Args:
+            num_envs: How many.
+            task: What an action means.
+            images: The image set that patches come from: `"sample"`, `"sample:train"`, `"folder:PATH"`, or an object.
+            scale: Downsampling factor of the LR file.
+            quality: Quality of the LR file.
+            base_codec: `"jpeg"`, `"webp"` or `"avif"`.
+            lr_patch_size: Side of the observation, pixels.
+            episode_length: Steps on one patch (the paper's T).
+            metric: Name or object.
+            reward: Name or object: from the metric before and after a step to a number.
+            generator: From LR to SR pictures; Lanczos upsampling where none is given.
+            source: Patches that exist already, in the place of `images`, `scale`, `quality`, `base_codec`,
+                `lr_patch_size` and `device`.
+            device: Where pictures are kept and compared.
+            autoreset_mode: `SAME_STEP` or `DISABLED` (with `reset(options={"reset_mask": ...})`).
+            render_mode: None or `"rgb_array"`.
+            **task_options: The task's own settings.
+
+        Raises:
+            ValueError: For a setting that is unknown or out of range, or a metric that needs larger patches.
+        """
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
+        if episode_length < 1:
+            raise ValueError(f"episode_length must be 1 or more, got {episode_length}")
+        mode = AutoresetMode(autoreset_mode)
+        if mode not in SUPPORTED_AUTORESET:
+            raise ValueError(f"autoreset mode {mode} is not supported; take SAME_STEP or DISABLED")
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": mode}
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
+        self.render_mode = render_mode
+        if source is None:
+            codec = LRCodec(scale=scale, base=base_codec, quality=quality)
+            decoded = decode_images(image_set(images), min_size=lr_patch_size * codec.scale)
+            source = PatchSource(decoded, codec, lr_patch_size, device=device)
+        self.source = source
+        self.task = choose_task(task, **task_options)
+        self.metric = _choose_metric(metric, source.hr_patch_size)
+        self.reward = _choose_reward(reward)
+        self.episode_length = episode_length
+        self.generator: Restorer = generator if generator is not None else self._lanczos
+        self._autoreset = mode
+
+        size = source.lr_patch_size
+        self.num_envs = num_envs
+        self.single_observation_space = Box(0, 255, (3, size, size), np.uint8)
+        self.single_action_space = self.task.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._index = np.zeros((num_envs, 5), dtype=np.int64)
+        self._n_steps = np.zeros(num_envs, dtype=np.int64)
+        self._finished = np.ones(num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
+        self._values = torch.zeros(num_envs, dtype=torch.float64)
+        self._lr = torch.zeros((num_envs, 3, size, size), dtype=torch.uint8)
+        self._hr = torch.zeros((num_envs, 3, source.hr_patch_size, source.hr_patch_size), dtype=torch.uint8)
+        self._sr = torch.zeros_like(self._hr, dtype=torch.float32)
+
+    def _lanczos(self, lr_image: Tensor) -> Tensor:
+        """The decoder of a user who has no network."""
+        return upsample(lr_image, self.source.codec.scale, "lanczos")
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes, each on a new patch.
+
+        Args:
+            seed: Of all random choices; environment i gets `seed + i`, or its own from a sequence.
+            options: `{"reset_mask": (num_envs,) bool}` resets only the marked environments.
+
+        Returns:
+            Observations `(N, 3, h, w)` uint8, and `info` with the metric of the generator's picture.
+
+        Raises:
+            TypeError: For a reset mask that is no array of bool.
+            ValueError: For a seed sequence or mask of the wrong length, or a mask that marks none.
+        """
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
+        mask = self._checked_mask((options or {}).get("reset_mask"))
+        for i in np.flatnonzero(mask):
+            own_seed = None if seeds is None else seeds[i]
+            if own_seed is not None or self._rngs[i] is None:
+                self._rngs[i], _ = seeding.np_random(own_seed)
+        self._start(mask)
+        return self._observations(), self._infos({self.metric.name: self._values.numpy()}, mask)
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Act in every environment.
+
+        Args:
+            actions: `(N, ...)`, one action of `single_action_space` each.
+
+        Returns:
+            Observations, rewards `(N,)` float64, terminated and truncated `(N,)` bool, and `info`. Where an episode has
+            ended in mode SAME_STEP, the observation is the next episode's, and the last one's is in
+            `info["final_obs"]`, its info in `info["final_info"]`.
+
+        Raises:
+            TypeError: For actions that are no numbers.
+            ValueError: For actions of the wrong shape, or NaN or infinite ones.
+            ResetNeeded: For an environment whose episode is over and was not reset.
+        """
+        if self._finished.any():
+            raise ResetNeeded(
+                f"environments {np.flatnonzero(self._finished).tolist()} have no running episode; call reset(), in "
+                'mode DISABLED with options={"reset_mask": terminated | truncated}'
+            )
+        tensor = self._checked_actions(actions)
+        before = self._values
+        self._judge(np.ones(self.num_envs, dtype=np.bool_), tensor)
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        rewards = self.reward(sign * before, sign * self._values).double()
+        bonus = self.task.bonus(tensor, self._values)
+        if bonus is not None:
+            rewards = rewards + bonus.double()
+        self._n_steps += 1
+        terminated = self._n_steps >= self.episode_length
+        observations = self._observations()
+        info = {self.metric.name: self._values.numpy(), **self.task.describe(tensor)}
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
+            infos = self._infos(info, ~terminated)
+            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(terminated):
+                infos["final_obs"][i] = observations[i].copy()
+            infos["_final_obs"] = terminated.copy()
+            infos["final_info"] = self._infos(info, terminated)
+            infos["_final_info"] = terminated.copy()
+            self._start(terminated)
+            observations = self._observations()
+            started = self._infos({self.metric.name: self._values.numpy()}, everyone)
+            infos = infos | started
+        else:
+            infos = self._infos(info, everyone)
+            self._finished = terminated.copy()
+        return observations, rewards.numpy().copy(), terminated, np.zeros_like(terminated), infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One frame per environment, `(H, 2 * W, 3)` uint8: the LR patch enlarged, and the SR patch beside it."""
+        if self.render_mode is None:
+            return None
+        lr_image = self._lr.repeat_interleave(self.source.codec.scale, 2).repeat_interleave(self.source.codec.scale, 3)
+        sr_image = (self._sr * 255).round().to(torch.uint8)
+        frames = torch.cat([lr_image, sr_image], dim=3).permute(0, 2, 3, 1)
+        return tuple(np.ascontiguousarray(frame) for frame in frames.cpu().numpy())
+
+    def uris(self) -> list[str]:
+        """The picture that each environment's patch comes from."""
+        return [self.source.uris[number] for number in self._index[:, 0]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes from step to step, as plain numbers: from here, a copy goes on exactly."""
+        return {
+            "index": self._index.tolist(),
+            "n_steps": self._n_steps.tolist(),
+            "finished": self._finished.tolist(),
+            "values": self._values.tolist(),
+            "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict` of an environment with the same settings.
+
+        Raises:
+            ValueError: Where the number of environments differs.
+        """
+        if len(state["index"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['index'])} environments, this one has {self.num_envs}")
+        self._index = np.array(state["index"], dtype=np.int64)
+        self._n_steps = np.array(state["n_steps"], dtype=np.int64)
+        self._finished = np.array(state["finished"], dtype=np.bool_)
+        self._values = torch.tensor(state["values"], dtype=torch.float64)
+        self._rngs = [None if rng is None else seeding.np_random(0)[0] for rng in state["rngs"]]
+        for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
+            if rng is not None:
+                rng.bit_generator.state = rng_state
+        self._lr, self._hr = self.source.gather(self._index)
+
+    def _start(self, mask: np.ndarray) -> None:
+        """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
+        for i in np.flatnonzero(mask):
+            rng = self._rngs[i]
+            if rng is None:  # Gymnasium lets an unseeded environment choose its own seed
+                rng, _ = seeding.np_random(None)
+                self._rngs[i] = rng
+            self._index[i] = self.source.draw(rng, 1)[0]
+        self._lr, self._hr = self.source.gather(self._index)
+        self._n_steps[mask] = 0
+        self._finished[mask] = False
+        self._judge(mask, None)
+
+    @torch.no_grad()
+    def _judge(self, mask: np.ndarray, actions: Tensor | None) -> None:
+        """Restore the marked patches and measure them; without actions, as the generator alone restores them."""
+        everyone = bool(mask.all())
+        chosen = slice(None) if everyone else torch.from_numpy(np.flatnonzero(mask)).to(self.source.device)
+        lr_image, hr_image = to_float(self._lr[chosen]), to_float(self._hr[chosen])
+        restored = self.generator(lr_image) if actions is None else self.task.restore(actions, lr_image, self.generator)
+        if restored.shape != hr_image.shape:
+            raise ValueError(
+                f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(lr_image.shape)}, "
+                f"the originals are {tuple(hr_image.shape)}; give a generator of scale {self.source.codec.scale}"
+            )
+        sr_image = to_8bit(restored.float())
+        values = self.metric(sr_image, hr_image).double().cpu()
+        if everyone:
+            self._sr, self._values = sr_image, values
+        else:
+            self._sr, self._values = self._sr.clone(), self._values.clone()
+            self._sr[chosen], self._values[torch.from_numpy(mask)] = sr_image, values
+
+    def _observations(self) -> np.ndarray:
+        """A fresh copy of the LR patches, `(N, 3, h, w)` uint8."""
+        return np.array(self._lr.cpu().numpy(), order="C", copy=True)
+
+    def _infos(self, values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+        """Gymnasium's form of vector infos: each entry `(N,)`, zero where `_entry` is False."""
+        infos: dict[str, Any] = {}
+        for name, entries in values.items():
+            infos[name] = np.where(mask, entries, 0.0)
+            infos[f"_{name}"] = mask.copy()
+        return infos
+
+    def _checked_mask(self, mask: Any) -> np.ndarray:
+        """The environments to reset; all where no mask is given."""
+        if mask is None:
+            return np.ones(self.num_envs, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise TypeError(f"reset_mask must be a NumPy array of bool, got {got}")
+        if mask.shape != (self.num_envs,):
+            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {mask.shape}")
+        if not mask.any():
+            raise ValueError("reset_mask marks no environment; leave the call out instead")
+        return mask
+
+    def _checked_actions(self, actions: Any) -> Tensor:
+        """Actions as a float32 tensor on the device."""
+        array = np.asarray(actions)
+        if not (np.issubdtype(array.dtype, np.floating) or np.issubdtype(array.dtype, np.integer)):
+            raise TypeError(f"actions must be numbers of {self.single_action_space}, got dtype {array.dtype}")
+        if array.shape != self.action_space.shape:
+            raise ValueError(f"actions must have shape {self.action_space.shape}, got {array.shape}")
+        if not np.isfinite(array).all():
+            bad = np.flatnonzero(~np.isfinite(array.reshape(self.num_envs, -1)).all(axis=1)).tolist()
+            raise ValueError(
+                f"the actions of environments {bad} are NaN or infinite; expected {self.single_action_space}"
+            )
+        return torch.tensor(array, dtype=torch.float32, device=self.source.device)
+
+
+def _choose_metric(name: str | Metric, patch_size: int) -> Metric:
+    """A metric that can judge patches of this size."""
+    judge = metric(name)
+    if judge.min_size > patch_size:
+        raise ValueError(
+            f"metric {judge.name} needs pictures of {judge.min_size} pixels or more, the patches have {patch_size}; "
+            "take a larger lr_patch_size or another metric"
+        )
+    return judge
+
+
+def _choose_reward(name: str | Reward) -> Reward:
+    """A reward by name; here because the constructor's argument hides the function's name."""
+    return reward(name)
