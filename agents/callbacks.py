@@ -95,8 +95,16 @@ class AdversarialLossCallback(BaseCallback):
             raise ValueError("the adversarial update is built when learn() starts; call learn() first")
         return self._adversarial
 
+    @property
+    def n_updates(self) -> int:
+        """SRGAN updates so far, over all `learn` calls and the checkpoint that was loaded."""
+        if self._pending_state is not None:
+            return self._pending_state["n_updates"]
+        return 0 if self._adversarial is None else self._adversarial.n_updates
+
     def _init_callback(self) -> None:
-        """Build the update for the policy's generator."""
+        """Build the update for the policy's generator; hooks that an interrupted `learn` left behind go first."""
+        self._remove_hooks()
         if type(self.model).__name__ == "TRPO":
             raise ValueError(
                 "TRPO moves the trunk by a line search without an optimiser step, so SRGAN gradients would miss it or "
@@ -104,6 +112,7 @@ class AdversarialLossCallback(BaseCallback):
             )
         self._optimizer = _optimizer_of_trunk(self.model)
         generator = self.model.policy.generator
+        assert isinstance(generator, Generator)
         if self._adversarial is None or self._adversarial.generator is not generator:
             self._adversarial = self._make_update(generator)
         if self._pending_state is not None:
@@ -111,9 +120,7 @@ class AdversarialLossCallback(BaseCallback):
             self._pending_state = None
 
     def _on_training_start(self) -> None:
-        """Register the hooks; whatever an interrupted `learn` left behind goes first."""
-        self._remove_hooks()
-        self._n_rollout_steps = 0
+        """Register the hooks."""
         self._handles = [self._optimizer.register_step_pre_hook(lambda *_: self._count())]
         self.adversarial.attach(self._optimizer)
         self._handles.append(self._optimizer.register_step_post_hook(lambda *_: self._log()))
@@ -135,7 +142,8 @@ class AdversarialLossCallback(BaseCallback):
 
     def _remove_hooks(self) -> None:
         """Take all hooks off the optimiser."""
-        self.adversarial.detach()
+        if self._adversarial is not None:
+            self._adversarial.detach()
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -89,8 +90,6 @@ class TrunkActorCriticPolicy(ActorCriticPolicy):
             raise ValueError("actor and critic share the generator's trunk; leave share_features_extractor at True")
         self.generator_config = generator_config or GeneratorConfig()
         self._ortho_heads = ortho_init
-        kwargs.pop("features_extractor_class", None)
-        kwargs.pop("features_extractor_kwargs", None)
         super().__init__(
             observation_space,
             action_space,
@@ -107,7 +106,7 @@ class TrunkActorCriticPolicy(ActorCriticPolicy):
         super()._build(lr_schedule)
         if self._ortho_heads:
             for module, gain in ((self.mlp_extractor, 2**0.5), (self.action_net, 0.01), (self.value_net, 1.0)):
-                module.apply(lambda layer, gain=gain: self.init_weights(layer, gain))
+                module.apply(partial(self.init_weights, gain=gain))
         self.decoder = Decoder(self.generator_config)
         # In a tuple, because a module attribute would enter the state dict a second time.
         self._generator = (Generator(self.generator_config, self.trunk, self.decoder).eval(),)

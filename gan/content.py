@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +22,17 @@ ENVIRONMENT_VARIABLE = "RLSR_VGG19"
 CONTENT_LOSSES = ("auto", "vgg19", "random", "none")
 
 
+def _empty_features() -> nn.Sequential:
+    """VGG19's layers up to the last feature map, without weights: torchvision would draw 143 million of them."""
+    with torch.device("meta"):
+        return vgg19(weights=None).features[:LAST_LAYER]
+
+
+def _first_line(error: Exception) -> str:
+    """An error's message without what follows its first line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class ContentLoss(nn.Module):
     """Mean squared error between VGG19 features (after ReLU) of two pictures (Savioli 2019, eq. 3)."""
 
@@ -36,20 +44,15 @@ class ContentLoss(nn.Module):
                 random ones (He initialisation, seed 0).
         """
         super().__init__()
-        if state_dict is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                self.features = vgg19(weights=None).features[:LAST_LAYER]
-                for module in self.features:
-                    if isinstance(module, nn.Conv2d):
-                        nn.init.kaiming_normal_(module.weight)
-        else:
-            with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten: leave no trace
-                self.features = vgg19(weights=None).features[:LAST_LAYER]
+        self.features = _empty_features().to_empty(device="cpu")
+        if state_dict is not None:
             self.features.load_state_dict(state_dict)
-        for module in self.features:
-            if isinstance(module, nn.ReLU):
-                module.inplace = True
+        else:
+            own_random = torch.Generator().manual_seed(0)  # the global stream belongs to the training
+            for module in self.features:
+                if isinstance(module, nn.Conv2d) and module.bias is not None:
+                    nn.init.kaiming_normal_(module.weight, generator=own_random)
+                    nn.init.zeros_(module.bias)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
@@ -92,13 +95,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             state_dict = load_file(path)
         else:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as a weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
+        raise ValueError(f"{path} cannot be read as a weights file: {_first_line(error)}") from error
     if not isinstance(state_dict, dict):
         raise ValueError(f"{path} holds a {type(state_dict).__name__}, expected a dictionary of VGG19's weights")
-    named = {key.removeprefix("features."): value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    with torch.device("meta"):
-        expected = vgg19(weights=None).features[:LAST_LAYER].state_dict()
+    named = {
+        str(key).removeprefix("features."): value for key, value in state_dict.items() if isinstance(value, Tensor)
+    }
+    expected = _empty_features().state_dict()
     for key, tensor in expected.items():
         if key not in named:
             raise ValueError(f"{path} lacks {key!r}; expected the weights of torchvision's vgg19().features")
@@ -164,9 +168,8 @@ def choose_content_loss(name: str = "auto", weights: str | os.PathLike[str] | No
     try:
         VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"VGG19's weights could not be downloaded ({reason}); give --vgg-weights FILE, set {ENVIRONMENT_VARIABLE}, "
-            "or take content loss random or none"
+            f"VGG19's weights could not be downloaded ({_first_line(error)}); give --vgg-weights FILE, "
+            f"set {ENVIRONMENT_VARIABLE}, or take content loss random or none"
         ) from error
     return ContentChoice(ContentLoss(_read_weights(cached)), "VGG19 conv5_4, torchvision's weights (downloaded)")

@@ -39,11 +39,10 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if isinstance(self.scale, bool) or not isinstance(self.scale, int) or self.scale < 2:
-            raise ValueError(f"scale must be an integer of 2 or more, got {self.scale!r}")
-        for name in ("channels", "n_blocks", "n_subpixel_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        for name, least in {"scale": 2, "channels": 1, "n_blocks": 1, "n_subpixel_layers": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
         if self.base != "none" and self.base not in KERNELS:
             raise ValueError(f"unknown base {self.base!r}; known: none, {', '.join(KERNELS)}")
         _ = self.subpixel_factors

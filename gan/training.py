@@ -19,6 +19,8 @@ from gan.losses import LossWeights, Metrics, adversarial_loss, discriminator_los
 from gan.precision import autocast
 from rlsr_env.patches import PatchSource, to_float
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class PatchSampler:
     """An endless, seeded stream of training batches from a `PatchSource`.
@@ -50,18 +52,27 @@ class PatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream."""
-        return self.rng.bit_generator.state
+        return dict(self.rng.bit_generator.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self.rng.bit_generator.state = state
 
 
+def _check_scale(generator: Generator, sampler: PatchSampler) -> None:
+    """Refuse batches of another scale than the generator's."""
+    if sampler.source.codec.scale != generator.config.scale:
+        raise ValueError(
+            f"the generator upsamples by {generator.config.scale}, the training pictures' LR files are shrunk by "
+            f"{sampler.source.codec.scale}; give both the same scale"
+        )
+
+
 def moving_average(generator: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a network's parameters and buffers.
 
-    The decay rises from 0.1 to `decay` with the number of updates n as (1 + n) / (10 + n), so that an average over few
-    updates does not lag at the start.
+    The first update copies. From then on the decay rises to `decay` with the number of updates n so far as
+    (1 + n) / (10 + n), so that an average over few updates does not lag at the start.
 
     Raises:
         ValueError: For a decay outside [0, 1).
@@ -70,7 +81,7 @@ def moving_average(generator: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"ema_decay must be in [0, 1), got {decay!r}")
 
     @torch.no_grad()
-    def average(averaged: tuple[Tensor, ...], current: tuple[Tensor, ...], n_averaged: Tensor) -> None:
+    def average(averaged: Tensors, current: Tensors, n_averaged: Tensor | int) -> None:
         n = int(n_averaged)
         weight = 1.0 - min(decay, (1 + n) / (10 + n))
         for mean, value in zip(averaged, current, strict=True):
@@ -104,7 +115,11 @@ class Pretraining:
             n_updates: Length of the stage, and of the cosine schedule.
             learning_rate: Adam's, at its height (after a short warm-up).
             ema_decay: Of the moving average.
+
+        Raises:
+            ValueError: Where the sampler's scale differs from the generator's.
         """
+        _check_scale(generator, sampler)
         self.generator = generator
         self.sampler = sampler
         self.n_updates = n_updates
@@ -160,6 +175,7 @@ class Pretraining:
 def averaged_generator(ema: AveragedModel) -> Generator:
     """A copy of a moving average's network, in evaluation mode."""
     generator = copy.deepcopy(ema.module)
+    assert isinstance(generator, Generator)
     return generator.requires_grad_(True).eval()
 
 
@@ -220,11 +236,7 @@ class AdversarialUpdate:
         Raises:
             ValueError: Where the sampler's scale differs from the generator's.
         """
-        if sampler.source.codec.scale != generator.config.scale:
-            raise ValueError(
-                f"the generator upsamples by {generator.config.scale}, the training pictures' LR files are shrunk by "
-                f"{sampler.source.codec.scale}; give both the same scale"
-            )
+        _check_scale(generator, sampler)
         self.config = config or AdversarialConfig()
         self.generator = generator.eval()
         self.sampler = sampler
@@ -236,9 +248,9 @@ class AdversarialUpdate:
         self.discriminator_optimizer: torch.optim.Adam | None = None
         if self.config.weights.adversarial > 0:
             with torch.random.fork_rng(devices=[]):  # the discriminator must not shift the policy's random stream
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA too
                 discriminator = Discriminator(self.config.discriminator_channels)
-            self.discriminator = discriminator.to(self.device, memory_format=torch.channels_last)
+            self.discriminator = discriminator.to(self.device).to(memory_format=torch.channels_last)
             self.discriminator_optimizer = torch.optim.Adam(
                 self.discriminator.parameters(), lr=self.config.learning_rate
             )

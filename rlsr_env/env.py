@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -61,7 +61,7 @@ class RestorationEnv(gymnasium.Env):
     * v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (as the base class has it)
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         """Build the environment.
@@ -123,7 +123,7 @@ class RestorationEnv(gymnasium.Env):
         observations, rewards, terminated, truncated, infos = self._batch.step(np.asarray(action)[None])
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), self._single(infos)
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The frame `(H, 2 * W, 3)` uint8: the LR patch enlarged, and the SR patch beside it."""
         frames = self._batch.render()
         return None if frames is None else frames[0]

@@ -23,6 +23,6 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
             write(file)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:  # also Ctrl-C: the half-written file must go
-        os.unlink(name)
+    except BaseException:  # also Ctrl-C: the half-written file must go, unless it has its name already
+        Path(name).unlink(missing_ok=True)
         raise

@@ -129,10 +129,8 @@ class PatchSource:
         for number, (lr_image, hr_image) in enumerate(zip(lr_images, hr_images, strict=True)):
             # The last LR row or column may cover padding where the size is no multiple of the scale: leave it out.
             last_top, last_left = hr_image.shape[0] // scale - size, hr_image.shape[1] // scale - size
-            tops, lefts = np.meshgrid(
-                np.arange(0, last_top + 1, self._stride), np.arange(0, last_left + 1, self._stride), indexing="ij"
-            )
-            tops, lefts = tops.ravel(), lefts.ravel()
+            rows, columns = np.arange(0, last_top + 1, self._stride), np.arange(0, last_left + 1, self._stride)
+            tops, lefts = np.repeat(rows, columns.size), np.tile(columns, rows.size)
             picture.append(np.full(tops.size, number))
             top.append(tops)
             left.append(lefts)

@@ -47,7 +47,9 @@ def _upsampling_matrix(size: int, scale: int, kernel: str, device: torch.device)
     last = np.minimum(np.floor(centre + support + 0.5), size)
     weights = np.where((pixel >= first) & (pixel < last), weights, 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
-    return torch.from_numpy(weights).to(device=device, dtype=torch.float32)
+    # The cache outlives a caller's inference mode, whose tensors autograd would later refuse.
+    with torch.inference_mode(False):
+        return torch.from_numpy(weights).to(device=device, dtype=torch.float32)
 
 
 def upsample(lr_image: Tensor, scale: int, kernel: str = "lanczos") -> Tensor:

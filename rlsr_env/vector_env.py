@@ -116,8 +116,7 @@ class RestorationVectorEnv(VectorEnv):
         self._n_steps = np.zeros(num_envs, dtype=np.int64)
         self._finished = np.ones(num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
         self._values = torch.zeros(num_envs, dtype=torch.float64)
-        self._lr = torch.zeros((num_envs, 3, size, size), dtype=torch.uint8)
-        self._hr = torch.zeros((num_envs, 3, source.hr_patch_size, source.hr_patch_size), dtype=torch.uint8)
+        self._lr, self._hr = source.gather(self._index)
         self._sr = torch.zeros_like(self._hr, dtype=torch.float32)
 
     def _lanczos(self, lr_image: Tensor) -> Tensor:
@@ -138,13 +137,16 @@ class RestorationVectorEnv(VectorEnv):
 
         Raises:
             TypeError: For a reset mask that is no array of bool.
-            ValueError: For a seed sequence or mask of the wrong length, or a mask that marks none.
+            ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, or another option.
         """
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        options = options or {}
+        if unknown := set(options) - {"reset_mask"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: reset_mask")
+        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
-        mask = self._checked_mask((options or {}).get("reset_mask"))
-        for i in np.flatnonzero(mask):
+        mask = self._checked_mask(options.get("reset_mask"))
+        for i in np.flatnonzero(mask).tolist():
             own_seed = None if seeds is None else seeds[i]
             if own_seed is not None or self._rngs[i] is None:
                 self._rngs[i], _ = seeding.np_random(own_seed)
@@ -228,6 +230,8 @@ class RestorationVectorEnv(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict` of an environment with the same settings.
 
+        The SR pictures are no part of the state: until the next step, `render` shows those from before.
+
         Raises:
             ValueError: Where the number of environments differs.
         """
@@ -258,10 +262,10 @@ class RestorationVectorEnv(VectorEnv):
 
     @torch.no_grad()
     def _judge(self, mask: np.ndarray, actions: Tensor | None) -> None:
-        """Restore the marked patches and measure them; without actions, as the generator alone restores them."""
-        everyone = bool(mask.all())
-        chosen = slice(None) if everyone else torch.from_numpy(np.flatnonzero(mask)).to(self.source.device)
-        lr_image, hr_image = to_float(self._lr[chosen]), to_float(self._hr[chosen])
+        """Restore and measure, for the marked environments; without actions, as the generator alone restores."""
+        # Always the whole batch: the last bits that a network or a metric gives a picture may depend on the batch's
+        # size, and a reward for any rise would pay for the difference.
+        lr_image, hr_image = to_float(self._lr), to_float(self._hr)
         restored = self.generator(lr_image) if actions is None else self.task.restore(actions, lr_image, self.generator)
         if restored.shape != hr_image.shape:
             raise ValueError(
@@ -270,11 +274,16 @@ class RestorationVectorEnv(VectorEnv):
             )
         sr_image = to_8bit(restored.float())
         values = self.metric(sr_image, hr_image).double().cpu()
-        if everyone:
-            self._sr, self._values = sr_image, values
-        else:
-            self._sr, self._values = self._sr.clone(), self._values.clone()
-            self._sr[chosen], self._values[torch.from_numpy(mask)] = sr_image, values
+        if values.shape != (self.num_envs,) or values.isnan().any():
+            raise ValueError(
+                f"metric {self.metric.name} returned {values.tolist()} for {self.num_envs} pictures; expected one "
+                "number for each, and none of them NaN"
+            )
+        if not mask.all():
+            marked = torch.from_numpy(mask)
+            values = torch.where(marked, values, self._values)
+            sr_image = torch.where(marked.to(sr_image.device)[:, None, None, None], sr_image, self._sr)
+        self._values, self._sr = values, sr_image
 
     def _observations(self) -> np.ndarray:
         """A fresh copy of the LR patches, `(N, 3, h, w)` uint8."""
@@ -283,6 +292,8 @@ class RestorationVectorEnv(VectorEnv):
     def _infos(self, values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
         """Gymnasium's form of vector infos: each entry `(N,)`, zero where `_entry` is False."""
         infos: dict[str, Any] = {}
+        if not mask.any():
+            return infos
         for name, entries in values.items():
             infos[name] = np.where(mask, entries, 0.0)
             infos[f"_{name}"] = mask.copy()

@@ -51,7 +51,7 @@ class RandomEpisodes(gymnasium.Env):
         self.observation_space = deepcopy(OBS_SPACES[obs])
         self.action_space = ACTION_SPACES[action]
         self.render_mode = render_mode
-        self.bonus = 0.0
+        self.note: Any = None
         self.seeds: list[int | None] = []
         self.options: list[dict[str, Any] | None] = []
         self.n_closed = 0
@@ -86,7 +86,7 @@ class RandomEpisodes(gymnasium.Env):
             terminated, truncated = [(True, False), (False, True), (True, True)][self.np_random.integers(3)]
             info["outcome"] = "terminated" if terminated else "truncated"
             info["trail"] = {"ages": np.arange(3) + self.age}
-        reward = float(self.np_random.normal() + flat_action.sum()) + self.bonus
+        reward = float(self.np_random.normal() + flat_action.sum())
         return self.observation_space.sample(), reward, terminated, truncated, info
 
     def render(self) -> Any:
@@ -115,7 +115,8 @@ class NativeCounter(VectorEnv):
         self.with_final = with_final
         self.scale = 1.0
         self.count = np.zeros((num_envs, 1), np.float32)
-        self.reward = np.zeros(num_envs, np.float64)
+        self.reward = np.zeros(num_envs, np.float32)
+        self.last_count = np.zeros((num_envs, 1), np.float32)
         self.limits = 3 + np.arange(num_envs)
         self.reset_calls: list[tuple[int | None, dict[str, Any] | None]] = []
         self.n_closed = 0
@@ -134,11 +135,11 @@ class NativeCounter(VectorEnv):
         self.reward[:] = actions * self.scale
         done = self.count[:, 0] >= self.limits
         odd = np.arange(self.num_envs) % 2 == 1
-        info: dict[str, Any] = {"count": self.count[:, 0]}
+        self.last_count[:] = self.count
+        info: dict[str, Any] = {"count": self.last_count}
         if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP and done.any():
             if self.with_final:
                 info |= {"final_obs": self.count.copy(), "_final_obs": done}
-            info["count"] = self.count[:, 0].copy()
             self.count[done] = 0
         return self.count, self.reward, done & ~odd, done & odd, info
 
@@ -173,7 +174,7 @@ def assert_identical(ours: Any, reference: Any) -> None:
             assert_identical(our_part, reference_part)
     elif isinstance(reference, np.ndarray):
         assert isinstance(ours, np.ndarray) and ours.dtype == reference.dtype
-        np.testing.assert_array_equal(ours, reference)
+        assert np.array_equal(ours, reference), f"{ours} != {reference}"
     else:
         assert ours == reference
 
@@ -214,15 +215,10 @@ def few_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("obs", OBS_SPACES)
-def test_equals_dummy_vec_env_for_every_observation_space(obs: str, mode: AutoresetMode) -> None:
-    assert_same_rollout(make_adapter(mode, obs=obs), DummyVecEnv(make_env_fns(obs=obs)))
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("action", ACTION_SPACES)
-def test_equals_dummy_vec_env_for_every_action_space(action: str, mode: AutoresetMode) -> None:
-    assert_same_rollout(make_adapter(mode, action=action), DummyVecEnv(make_env_fns(action=action)))
+@pytest.mark.parametrize(("obs", "action"), list(zip(OBS_SPACES, ACTION_SPACES, strict=True)))
+def test_equals_dummy_vec_env_for_every_space(obs: str, action: str, mode: AutoresetMode) -> None:
+    ours = make_adapter(mode, obs=obs, action=action)
+    assert_same_rollout(ours, DummyVecEnv(make_env_fns(obs=obs, action=action)))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -249,21 +245,22 @@ def test_equals_dummy_vec_env_with_a_time_limit_and_one_env(mode: AutoresetMode)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_native_vector_env_gives_the_counted_episode(mode: AutoresetMode) -> None:
     vec_env = GymnasiumVecEnv(NativeCounter(2, mode))
-    assert np.ravel(vec_env.reset()).tolist() == [0, 0]
+    assert np.asarray(vec_env.reset()).ravel().tolist() == [0, 0]
     assert vec_env.reset_infos == [{"begun": 0}, {"begun": 1}]
     steps = [vec_env.step(np.array([0, 1])) for _ in range(4)]
-    assert [np.ravel(obs).tolist() for obs, _, _, _ in steps] == [[1, 1], [2, 2], [0, 3], [1, 0]]
+    assert [np.asarray(obs).ravel().tolist() for obs, _, _, _ in steps] == [[1, 1], [2, 2], [0, 3], [1, 0]]
     assert [rewards.tolist() for _, rewards, _, _ in steps] == [[0, 1]] * 4
     assert [dones.tolist() for _, _, dones, _ in steps] == [[False] * 2, [False] * 2, [True, False], [False, True]]
-    third, fourth = steps[2][3], steps[3][3]
-    assert_identical(
-        third[0], {"count": 3, "TimeLimit.truncated": False, "terminal_observation": np.array([3], np.float32)}
+    one, three, four = (np.array([count], np.float32) for count in (1, 3, 4))
+    not_truncated, truncated = (
+        {"TimeLimit.truncated": False},
+        {"TimeLimit.truncated": True, "terminal_observation": four},
     )
-    assert third[1] == {"count": 3, "TimeLimit.truncated": False}
-    assert fourth[0] == {"count": 1, "TimeLimit.truncated": False}
     assert_identical(
-        fourth[1], {"count": 4, "TimeLimit.truncated": True, "terminal_observation": np.array([4], np.float32)}
+        steps[2][3],
+        [{"count": three, **not_truncated, "terminal_observation": three}, {"count": three, **not_truncated}],
     )
+    assert_identical(steps[3][3], [{"count": one, **not_truncated}, {"count": four, **truncated}])
     assert vec_env.reset_infos == ([{}, {}] if mode is AutoresetMode.SAME_STEP else [{"begun": 0}, {"begun": 1}])
 
 
@@ -274,6 +271,13 @@ def test_same_step_without_final_obs_is_refused_where_an_episode_ends() -> None:
     vec_env.step(np.zeros(2))
     with pytest.raises(ValueError, match=r"environment 0 .*final_obs"):
         vec_env.step(np.zeros(2))
+
+
+def arrays_of(step: Any) -> list[np.ndarray]:
+    """The arrays that `VecEnv.step` returned, those in the infos included."""
+    obs, rewards, dones, infos = step
+    values = [value for info in infos for value in info.values()]
+    return [obs, rewards, dones, *(value for value in values if isinstance(value, np.ndarray))]
 
 
 def make_buffer_sharing_sync(n_envs: int, mode: AutoresetMode) -> VectorEnv:
@@ -289,16 +293,14 @@ def test_changing_what_was_returned_changes_nothing_later(
     spoiled.seed(0)
     kept.seed(0)
     np.asarray(spoiled.reset())[:] = 50
-    kept_arrays = [kept.reset()]
+    kept_arrays = [np.asarray(kept.reset())]
     for _ in range(12):
         step, kept_step = spoiled.step(np.ones(3, np.int64)), kept.step(np.ones(3, np.int64))
         assert_identical(step, kept_step)
-        for array in (*step[:3], *(value for info in step[3] for value in info.values())):
-            if isinstance(array, np.ndarray):
-                array[...] = 50
-        kept_arrays += [*kept_step[:3], *(info.get("terminal_observation", np.zeros(1)) for info in kept_step[3])]
-    pairs = itertools.combinations(kept_arrays, 2)
-    assert not any(np.shares_memory(np.asarray(a), np.asarray(b)) for a, b in pairs)
+        for array in arrays_of(step):
+            array[...] = 50
+        kept_arrays += arrays_of(kept_step)
+    assert not any(np.shares_memory(a, b) for a, b in itertools.combinations(kept_arrays, 2))
 
 
 def test_rewards_are_float32_and_dones_bool() -> None:
@@ -480,9 +482,9 @@ def test_attributes_and_methods_of_sub_envs_respect_indices() -> None:
     lengths = [env.length for env in sub_envs(vec_env)]
     assert vec_env.get_attr("length") == lengths
     assert vec_env.get_attr("length", indices=[2, 0]) == [lengths[2], lengths[0]]
-    vec_env.set_attr("bonus", [1, 2, 3])
-    vec_env.set_attr("bonus", 5.0, indices=1)
-    assert vec_env.get_attr("bonus") == [[1, 2, 3], 5.0, [1, 2, 3]]
+    vec_env.set_attr("note", [1, 2, 3])
+    vec_env.set_attr("note", 5.0, indices=1)
+    assert vec_env.get_attr("note") == [[1, 2, 3], 5.0, [1, 2, 3]]
     assert vec_env.env_method("times", 10, plus=1) == [10 * length + 1 for length in lengths]
     assert vec_env.env_method("times", 2, indices=[1]) == [2 * lengths[1]]
     assert vec_env.get_attr("times")[0](3) == 3 * lengths[0]
@@ -491,8 +493,8 @@ def test_attributes_and_methods_of_sub_envs_respect_indices() -> None:
 def test_set_attr_reaches_below_the_wrappers_of_sub_envs() -> None:
     wrapped = SyncVectorEnv([lambda: TimeLimit(RandomEpisodes(), 9)], autoreset_mode=AutoresetMode.SAME_STEP)
     vec_env = GymnasiumVecEnv(wrapped)
-    vec_env.set_attr("bonus", 2.5)
-    assert sub_envs(vec_env)[0].unwrapped.bonus == 2.5
+    vec_env.set_attr("note", 2.5)
+    assert sub_envs(vec_env)[0].unwrapped.note == 2.5
 
 
 def test_a_native_vector_env_answers_for_all_indices() -> None:
@@ -513,8 +515,8 @@ def test_workers_answer_and_survive_a_missing_attribute() -> None:
     vec_env = GymnasiumVecEnv(AsyncVectorEnv(make_env_fns(2), autoreset_mode=AutoresetMode.SAME_STEP))
     try:
         vec_env.reset()
-        vec_env.set_attr("bonus", (1, 2))
-        assert vec_env.get_attr("bonus", indices=1) == [(1, 2)]
+        vec_env.set_attr("note", (1, 2))
+        assert vec_env.get_attr("note", indices=1) == [(1, 2)]
         assert vec_env.env_method("times", 0, plus=4) == [4, 4]
         assert not vec_env.has_attr("nothing")
         assert vec_env.env_is_wrapped(Monitor) == [False, False]

@@ -1,0 +1,275 @@
+"""What a run of `rlsr reproduce` leaves for readers: results.json, table.md, comparison.png, curves.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gan.evaluation import REPORTED, CodedPicture, total_bits_per_pixel
+from rlsr_env.files import write_whole
+from rlsr_env.metrics import psnr
+from rlsr_env.patches import to_float
+
+matplotlib.use("agg")
+
+LABELS = {"lanczos": "LANCZOS", "srgan": "SRGAN", "rl-srgan": "RL-SRGAN"}
+COLOURS = {"srgan": "tab:blue", "rl-srgan": "tab:red"}
+# PSNR and MS-SSIM are the columns of the paper's table 1.
+DIGITS = {"psnr": 2, "psnr_clic": 2, "ms_ssim": 4, "ssim": 4}
+HEADINGS = {"psnr": "PSNR (dB)", "psnr_clic": "PSNR, pooled as CLIC does (dB)", "ms_ssim": "MS-SSIM", "ssim": "SSIM"}
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    packages = ("rlsr", "torch", "torchvision", "numpy", "pillow", "gymnasium", "stable-baselines3", "pytorch-msssim")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def describe_machine(device: torch.device, compute_dtype: torch.dtype) -> dict[str, Any]:
+    """What the run ran on."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {
+        "processor": str(capabilities.get("cpu_name") or platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": str(compute_dtype).removeprefix("torch."),
+        "system": platform.system(),
+    }
+
+
+def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean, spread and single values of each metric.
+
+    Args:
+        per_seed: `gan.evaluation.measure` of each seed.
+
+    Returns:
+        `{metric: {"mean", "std", "per_seed"}}`; `std` is the sample standard deviation, None for a single seed; all are
+        None where no picture was large enough for the metric.
+    """
+    summary = {}
+    for name in REPORTED:
+        values = [result[name] for result in per_seed]
+        known = None not in values
+        summary[name] = {
+            "mean": statistics.fmean(values) if known else None,
+            "std": statistics.stdev(values) if known and len(values) > 1 else None,
+            "per_seed": values,
+        }
+    return summary
+
+
+def paired_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """`first` minus `second`, seed by seed: both used the same data and the same start.
+
+    Args:
+        first: `{"per_seed": [...]}` of one metric.
+        second: The same of another method.
+
+    Returns:
+        Mean, standard deviation (None for a single seed) and the differences; all None where the metric is missing.
+    """
+    if None in first["per_seed"] or None in second["per_seed"]:
+        return {"mean": None, "std": None, "per_seed": None}
+    differences = [a - b for a, b in zip(first["per_seed"], second["per_seed"], strict=True)]
+    spread = statistics.stdev(differences) if len(differences) > 1 else None
+    return {"mean": statistics.fmean(differences), "std": spread, "per_seed": differences}
+
+
+def collect_results(
+    pictures: Sequence[CodedPicture], measured: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """The part of results.json that depends on the pictures.
+
+    Args:
+        pictures: The held-out pictures.
+        measured: `gan.evaluation.measure` per method and seed; `lanczos`, `srgan`, `rl-srgan` and `pretrained`.
+    """
+    methods = {name: summarise(measured[name]) for name in LABELS}
+    images = []
+    for number, picture in enumerate(pictures):
+        height, width = picture.hr_image.shape[:2]
+        images.append(
+            {
+                "uri": picture.uri.rpartition("/")[2] if picture.uri.startswith("folder:") else picture.uri,
+                "width": width,
+                "height": height,
+                "bytes": picture.n_bytes,
+                "bits_per_pixel": picture.bits_per_pixel,
+                "methods": {name: [result["images"][number] for result in measured[name]] for name in LABELS},
+            }
+        )
+    return {
+        "bits_per_pixel": total_bits_per_pixel(pictures),
+        "bytes": sum(picture.n_bytes for picture in pictures),
+        "methods": methods,
+        "rl-srgan minus srgan": {
+            name: paired_difference(methods["rl-srgan"][name], methods["srgan"][name]) for name in REPORTED
+        },
+        "pretrained": summarise(measured["pretrained"]),
+        "images": images,
+    }
+
+
+def _cell(value: Mapping[str, Any], digits: int, signed: bool = False) -> str:
+    """Mean and spread as text."""
+    if value["mean"] is None:
+        return "n/a"
+    text = f"{value['mean']:{'+' if signed else ''}.{digits}f}"
+    return text if value["std"] is None else f"{text} ± {value['std']:.{digits}f}"
+
+
+def verdict(difference: Mapping[str, Any]) -> str:
+    """Whether RL-SRGAN's PSNR differs from SRGAN's by more than the spread of the paired differences, in words."""
+    mean, spread = difference["mean"], difference["std"]
+    if spread is None:
+        return "one seed shows no spread, so nothing can be said of who is better"
+    if abs(mean) <= spread:
+        return "within the spread over the seeds: neither method is better"
+    return f"beyond the spread over the seeds: RL-SRGAN is {'better' if mean > 0 else 'worse'} than SRGAN"
+
+
+def write_table(path: Path, results: Mapping[str, Any]) -> None:
+    """Write table.md in the form of the paper's table 1, best method first row.
+
+    Args:
+        path: File to write.
+        results: The content of results.json.
+    """
+    methods = results["methods"]
+    n_pictures, n_seeds = len(results["images"]), len(results["seeds"])
+    lines = [
+        f"| method | {' | '.join(HEADINGS[name] for name in REPORTED)} |",
+        "|---|" + "---|" * len(REPORTED),
+    ]
+    for key in ("rl-srgan", "srgan"):
+        cells = " | ".join(_cell(methods[key][name], DIGITS[name]) for name in REPORTED)
+        lines.append(f"| {LABELS[key]} | {cells} |")
+    for label, summary in (("pretrained (start of both)", results["pretrained"]), ("Lanczos", methods["lanczos"])):
+        single = {name: {"mean": summary[name]["mean"], "std": None} for name in REPORTED}
+        lines.append(f"| {label} | {' | '.join(_cell(single[name], DIGITS[name]) for name in REPORTED)} |")
+    difference = results["rl-srgan minus srgan"]
+    cells = " | ".join(_cell(difference[name], DIGITS[name] + 1, signed=True) for name in REPORTED)
+    lines.append(f"| RL-SRGAN minus SRGAN | {cells} |")
+    lines += [
+        "",
+        f"{n_pictures} pictures, {results['bytes']:,} bytes, {results['bits_per_pixel']:.4f} bits per pixel; "
+        f"mean ± standard deviation over {n_seeds} seed{'s' if n_seeds > 1 else ''} "
+        "(the last row: of the differences, seed by seed).",
+        f"PSNR: {verdict(difference['psnr'])}.",
+        f"Content loss: {results['content_loss']}.",
+        "",
+        f"Command: `{results['command']}`",
+        "",
+    ]
+    write_whole(path, lambda file: file.write("\n".join(lines).encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+
+
+def busiest_crop(image: np.ndarray, size: int) -> tuple[int, int]:
+    """Top and left of the `size` x `size` crop of `(H, W, 3)` uint8 with the most luma contrast between neighbours."""
+    luma = image.mean(axis=2)
+    energy = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(np.diff(luma, axis=1, append=luma[:, -1:]))
+    totals = {
+        (top, left): energy[top : top + size, left : left + size].sum()
+        for top in range(0, image.shape[0] - size + 1, max(1, size // 4))
+        for left in range(0, image.shape[1] - size + 1, max(1, size // 4))
+    }
+    return max(totals, key=lambda corner: totals[corner])
+
+
+def write_comparison(path: Path, picture: CodedPicture, restored: Mapping[str, Tensor], scale: int) -> None:
+    """Write comparison.png in the form of the paper's figure 2: one crop, method beside method, with its PSNR.
+
+    Args:
+        path: File to write.
+        picture: The picture to crop.
+        restored: SR pictures `(1, 3, H, W)` of `lanczos`, `srgan` and `rl-srgan`.
+        scale: Upsampling factor.
+    """
+    size = min(128, *picture.hr_image.shape[:2])
+    top, left = busiest_crop(picture.hr_image, size)
+    enlarged = picture.lr_image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+    def crop(image: np.ndarray) -> np.ndarray:
+        return image[top : top + size, left : left + size]
+
+    def as_tensor(image: np.ndarray) -> Tensor:
+        return to_float(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None])
+
+    original = crop(picture.hr_image)
+    panels = {"LR": crop(enlarged)}
+    for key, label in LABELS.items():
+        levels = (restored[key][0].cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        panels[label] = crop(levels)
+    panels["ORIGINAL"] = original
+    figure = Figure(figsize=(2.6 * len(panels), 3.1), layout="constrained")
+    for axes, (label, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.imshow(panel, interpolation="nearest")
+        value = psnr(as_tensor(panel), as_tensor(original)).item()
+        axes.set_title(f"{label}\n{value:.2f} dB" if np.isfinite(value) else f"{label}\n∞ dB", fontsize=10)
+        axes.set_axis_off()
+    figure.suptitle(f"{picture.uri.rpartition('/')[2]}, {picture.bits_per_pixel:.3f} bits per pixel", fontsize=10)
+    _save(figure, path)
+
+
+def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], lanczos: float) -> None:
+    """Write curves.png: PSNR on held-out crops, the losses, and the reward, against updates.
+
+    Args:
+        path: File to write.
+        curves: Points of each stage (`pretrained`, `srgan-seed0`, ...), each with `update`, `psnr` and the metrics of
+            the losses.
+        lanczos: PSNR of Lanczos on the same crops, dB.
+    """
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    pretrain_axes, psnr_axes, loss_axes, reward_axes = figure.subplots(2, 2).ravel()
+    start = curves["pretrained"]
+    pretrain_axes.plot([p["update"] for p in start], [p["psnr"] for p in start], color="black")
+    pretrain_axes.set(title="pretraining: PSNR of held-out crops", xlabel="update", ylabel="dB")
+    panels = (
+        (psnr_axes, "psnr", "adversarial stage: PSNR of held-out crops", "dB"),
+        (loss_axes, "gan/loss", "loss of the generator (eq. 4)", ""),
+        (reward_axes, "rl/reward", "reward of the agent (eq. 5)", "mean over environments"),
+    )
+    for axes, key, title, unit in panels:
+        for method, colour in COLOURS.items():
+            runs = [
+                points
+                for stage, points in curves.items()
+                if stage.rpartition("-seed")[0] == method and any(key in p for p in points)
+            ]
+            if not runs:
+                continue
+            updates = [p["update"] for p in runs[0] if key in p]
+            values = np.array([[p[key] for p in run if key in p] for run in runs])
+            axes.plot(updates, values.mean(0), color=colour, label=f"{LABELS[method]}, mean of {len(runs)} seeds")
+            axes.fill_between(updates, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes.set(title=title, xlabel="update", ylabel=unit)
+        axes.legend(fontsize=8)
+    for axes in (pretrain_axes, psnr_axes):
+        axes.axhline(lanczos, color="grey", linestyle="--", label="LANCZOS")
+        axes.legend(fontsize=8)
+    _save(figure, path)
