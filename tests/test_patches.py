@@ -195,7 +195,7 @@ def test_n_bytes_are_the_lengths_of_the_files(base: str) -> None:
     assert source.n_bytes.dtype == np.int64
 
 
-def test_without_qualities_the_codec_s_own_is_taken() -> None:
+def test_the_default_quality_is_that_of_the_codec() -> None:
     source = PatchSource(decoded(noise(40, 40)), LRCodec(2, quality=33), 8)
     assert source.qualities == (33,)
     assert source.codec == LRCodec(2, quality=33)
