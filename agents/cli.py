@@ -9,7 +9,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TextIO
 
 import tyro
 
@@ -17,8 +17,6 @@ from agents.options import ReproduceOptions
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PROGRAM = "rlsr"
-
-Command = Annotated[ReproduceOptions, tyro.conf.subcommand("reproduce")]
 
 
 def _one_line(message: str) -> str:
@@ -81,7 +79,14 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning as one line without the place in our code, which tells a user nothing."""
     print(f"{PROGRAM}: warning: {_one_line(str(message))}", file=sys.stderr)
 

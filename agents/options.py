@@ -43,9 +43,9 @@ class ReproduceOptions:
     """auto: VGG19's weights where they are at hand, else fixed random ones; vgg19: download them where need be."""
     vgg_weights: Path | None = None
     """File of VGG19's weights (.safetensors, or torchvision's .pth); else the file named by RLSR_VGG19."""
-    pretrain_updates: int = 1000
+    pretrain_updates: int = 1500
     """Updates of the generator alone (mean absolute error), before either method starts."""
-    updates: int = 100
+    updates: int = 75
     """SRGAN updates of each method; a multiple of --rollout-steps."""
     seeds: int = 3
     """How many seeds each method is trained with: 0, 1, ..."""

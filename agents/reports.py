@@ -24,6 +24,7 @@ from rlsr_env.patches import to_float
 
 matplotlib.use("agg")
 
+CROP_SIZE = 128
 LABELS = {"lanczos": "LANCZOS", "srgan": "SRGAN", "rl-srgan": "RL-SRGAN"}
 COLOURS = {"srgan": "tab:blue", "rl-srgan": "tab:red"}
 # PSNR and MS-SSIM are the columns of the paper's table 1.
@@ -188,16 +189,30 @@ def _save(figure: Figure, path: Path) -> None:
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
 
 
-def busiest_crop(image: np.ndarray, size: int) -> tuple[int, int]:
-    """Top and left of the `size` x `size` crop of `(H, W, 3)` uint8 with the most luma contrast between neighbours."""
+def _enlarged(picture: CodedPicture, scale: int) -> np.ndarray:
+    """The LR picture with every pixel repeated, cut to the original's size."""
+    height, width = picture.hr_image.shape[:2]
+    return picture.lr_image.repeat(scale, axis=0).repeat(scale, axis=1)[:height, :width]
+
+
+def choose_picture(pictures: Sequence[CodedPicture], scale: int) -> CodedPicture:
+    """The picture with the busiest crop, seen in LR: structure that a decoder has something to restore from."""
+    sizes = [min(CROP_SIZE, *picture.hr_image.shape[:2]) for picture in pictures]
+    contrasts = [busiest_crop(_enlarged(p, scale), size)[2] for p, size in zip(pictures, sizes, strict=True)]
+    return pictures[int(np.argmax(contrasts))]
+
+
+def busiest_crop(image: np.ndarray, size: int) -> tuple[int, int, float]:
+    """Top, left and mean contrast between neighbours of the busiest `size` x `size` crop of `(H, W, 3)` uint8."""
     luma = image.mean(axis=2)
     energy = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(np.diff(luma, axis=1, append=luma[:, -1:]))
     totals = {
-        (top, left): energy[top : top + size, left : left + size].sum()
+        (top, left): float(energy[top : top + size, left : left + size].mean())
         for top in range(0, image.shape[0] - size + 1, max(1, size // 4))
         for left in range(0, image.shape[1] - size + 1, max(1, size // 4))
     }
-    return max(totals, key=lambda corner: totals[corner])
+    corner = max(totals, key=lambda corner: totals[corner])
+    return *corner, totals[corner]
 
 
 def write_comparison(path: Path, picture: CodedPicture, restored: Mapping[str, Tensor], scale: int) -> None:
@@ -209,9 +224,9 @@ def write_comparison(path: Path, picture: CodedPicture, restored: Mapping[str, T
         restored: SR pictures `(1, 3, H, W)` of `lanczos`, `srgan` and `rl-srgan`.
         scale: Upsampling factor.
     """
-    size = min(128, *picture.hr_image.shape[:2])
-    top, left = busiest_crop(picture.hr_image, size)
-    enlarged = picture.lr_image.repeat(scale, axis=0).repeat(scale, axis=1)
+    size = min(CROP_SIZE, *picture.hr_image.shape[:2])
+    enlarged = _enlarged(picture, scale)
+    top, left, _ = busiest_crop(enlarged, size)
 
     def crop(image: np.ndarray) -> np.ndarray:
         return image[top : top + size, left : left + size]
@@ -225,7 +240,7 @@ def write_comparison(path: Path, picture: CodedPicture, restored: Mapping[str, T
         levels = (restored[key][0].cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         panels[label] = crop(levels)
     panels["ORIGINAL"] = original
-    figure = Figure(figsize=(2.6 * len(panels), 3.1), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(panels), 3.4), layout="constrained")
     for axes, (label, panel) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         axes.imshow(panel, interpolation="nearest")
         value = psnr(as_tensor(panel), as_tensor(original)).item()

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.interruption import Interruption
 from agents.options import ReproduceOptions
 from agents.reports import (
+    choose_picture,
     collect_results,
     describe_machine,
     describe_versions,
@@ -301,6 +302,12 @@ class Reproduction:
                     pending.clear()
                     point = probe() | means
                     points.append(point)
+                    if not self.console.is_terminal:  # no bar is drawn there
+                        self.console.print(
+                            f"{name} {stage.n_done}/{stage.n_updates} {rate:.1f} updates/s, "
+                            f"held-out crops {point['psnr']:.3f} dB",
+                            highlight=False,
+                        )
                     for key, value in point.items():
                         if key != "update":
                             writer.add_scalar(key if "/" in key else f"held_out/{key}", value, stage.n_done)
@@ -352,7 +359,7 @@ class Reproduction:
         }
         write_json(held.folder / "results.json", results)
         write_table(held.folder / "table.md", results)
-        picture = held.pictures[0]
+        picture = choose_picture(held.pictures, self.options.scale)
         restored = {"lanczos": restore(self.lanczos, picture, self.device)}
         for method in METHODS:
             decoder = load_generator(self.out / "weights" / f"{method}-seed0.safetensors").to(self.device)

@@ -154,9 +154,7 @@ def test_discriminators_own_loss_gives_the_generator_nothing(
     beside.before_step()
     for name, gradient in gradients(alone).items():
         assert torch.equal(gradient, gradients(judged)[name]), name
-    assert any(
-        not torch.equal(old, new) for old, new in zip(before, beside.discriminator.parameters(), strict=True)
-    )
+    assert any(not torch.equal(old, new) for old, new in zip(before, beside.discriminator.parameters(), strict=True))
 
 
 def test_generators_loss_gives_the_discriminator_nothing(
