@@ -165,11 +165,10 @@ class AdversarialLossCallback(BaseCallback):
         return {"adversarial": self.adversarial.state_dict(), "n_steps_of_trunk": self.n_steps_of_trunk}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; before the first `learn` it is kept until the update is built."""
+        """Go on from `state_dict`, with the same agent or, at the next `learn`, with one loaded from a file."""
         self.n_steps_of_trunk = state["n_steps_of_trunk"]
-        if self._adversarial is None:
-            self._pending_state = state["adversarial"]
-        else:
+        self._pending_state = state["adversarial"]
+        if self._adversarial is not None:
             self._adversarial.load_state_dict(state["adversarial"])
 
     def save(self, path: str | os.PathLike[str]) -> None:

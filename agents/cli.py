@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
 import shlex
@@ -13,7 +14,7 @@ from typing import TextIO
 
 import tyro
 
-from agents.options import ReproduceOptions
+from agents.options import QUICK, ReproduceOptions
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PROGRAM = "rlsr"
@@ -26,12 +27,16 @@ def _one_line(message: str) -> str:
 
 def _parse(arguments: Sequence[str]) -> ReproduceOptions:
     """Options from the command line; help and completion exit as usual."""
+    # As defaults, so that what is given beside --quick counts, and help shows what would run.
+    reproduce = ReproduceOptions(**(QUICK if "--quick" in arguments else {}))
+    description = inspect.getdoc(ReproduceOptions) or ""
+    command = tyro.extras.subcommand_type_from_defaults(
+        {"reproduce": reproduce}, {"reproduce": description}, prefix_names=False
+    )
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.extras.subcommand_cli_from_dict(
-                {"reproduce": ReproduceOptions}, args=list(arguments), prog=PROGRAM
-            )
+            return tyro.cli(command, args=list(arguments), prog=PROGRAM)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -65,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {stop}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped at once; go on with: rlsr reproduce --resume {reproduction.out}", file=sys.stderr)
+        print(f"{PROGRAM}: stopped at once; {reproduction.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         return _fail(error, RUN_ERROR)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-# What --quick changes, unless the option is given: small enough for 90 seconds on two cores, too small for a finding.
+# The defaults under --quick: small enough for 90 seconds on two cores, too small for a finding.
 QUICK: dict[str, Any] = {
     "pretrain_updates": 60,
     "updates": 20,
@@ -78,14 +78,6 @@ class ReproduceOptions:
     quick: bool = False
     """A run of at most 90 seconds on two cores that shows the way, not who wins."""
 
-    def effective(self) -> ReproduceOptions:
-        """These options with those of --quick filled in where nothing else was given."""
-        if not self.quick:
-            return self
-        defaults = {field.name: field.default for field in fields(self)}
-        changes = {name: value for name, value in QUICK.items() if getattr(self, name) == defaults[name]}
-        return replace(self, **changes)
-
     def check(self) -> None:
         """Check what can be checked without reading a picture.
 
@@ -117,8 +109,12 @@ class ReproduceOptions:
             )
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}")
-        if self.mse_weight == self.content_weight == self.adversarial_weight == 0:
-            raise ValueError("all three loss weights are 0, so there is nothing to train for; set one of them")
+        for name in ("mse_weight", "content_weight", "adversarial_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        content_weight = 0 if self.content_loss == "none" else self.content_weight
+        if self.mse_weight == content_weight == self.adversarial_weight == 0:
+            raise ValueError("all loss weights are 0, so there is nothing to train for; set one of them")
 
     def to_json(self) -> str:
         """All options but where to write, for config.json."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -58,8 +59,8 @@ def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
         per_seed: `gan.evaluation.measure` of each seed.
 
     Returns:
-        `{metric: {"mean", "std", "per_seed"}}`; `std` is the sample standard deviation, None for a single seed; all are
-        None where no picture was large enough for the metric.
+        `{metric: {"mean", "std", "per_seed"}}`; `std` is the sample standard deviation, None for a single seed and for
+        infinite values (a picture restored exactly); all are None where no picture was large enough for the metric.
     """
     summary = {}
     for name in REPORTED:
@@ -67,10 +68,15 @@ def summarise(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
         known = None not in values
         summary[name] = {
             "mean": statistics.fmean(values) if known else None,
-            "std": statistics.stdev(values) if known and len(values) > 1 else None,
+            "std": _spread(values) if known else None,
             "per_seed": values,
         }
     return summary
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; None for a single value, and where one is infinite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def paired_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,13 +87,13 @@ def paired_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
         second: The same of another method.
 
     Returns:
-        Mean, standard deviation (None for a single seed) and the differences; all None where the metric is missing.
+        Mean, standard deviation (None for a single seed) and the differences; all None where the metric is missing or
+        infinite.
     """
-    if None in first["per_seed"] or None in second["per_seed"]:
+    if not all(value is not None and math.isfinite(value) for value in (*first["per_seed"], *second["per_seed"])):
         return {"mean": None, "std": None, "per_seed": None}
     differences = [a - b for a, b in zip(first["per_seed"], second["per_seed"], strict=True)]
-    spread = statistics.stdev(differences) if len(differences) > 1 else None
-    return {"mean": statistics.fmean(differences), "std": spread, "per_seed": differences}
+    return {"mean": statistics.fmean(differences), "std": _spread(differences), "per_seed": differences}
 
 
 def collect_results(
@@ -136,6 +142,8 @@ def _cell(value: Mapping[str, Any], digits: int, signed: bool = False) -> str:
 def verdict(difference: Mapping[str, Any]) -> str:
     """Whether RL-SRGAN's PSNR differs from SRGAN's by more than the spread of the paired differences, in words."""
     mean, spread = difference["mean"], difference["std"]
+    if mean is None:
+        return "infinite, because a picture was restored exactly, so nothing can be said of who is better"
     if spread is None:
         return "one seed shows no spread, so nothing can be said of who is better"
     if abs(mean) <= spread:
@@ -180,8 +188,18 @@ def write_table(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+    """Write JSON, whole or not at all; numbers that are not finite become null, because JSON has none."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in the place of infinite numbers and NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -246,17 +264,18 @@ def write_comparison(path: Path, picture: CodedPicture, restored: Mapping[str, T
         value = psnr(as_tensor(panel), as_tensor(original)).item()
         axes.set_title(f"{label}\n{value:.2f} dB" if np.isfinite(value) else f"{label}\n∞ dB", fontsize=10)
         axes.set_axis_off()
-    figure.suptitle(f"{picture.uri.rpartition('/')[2]}, {picture.bits_per_pixel:.3f} bits per pixel", fontsize=10)
+    title = f"{picture.uri.rpartition('/')[2]}, {picture.bits_per_pixel:.3f} bits per pixel"
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a file name may hold dollar signs
     _save(figure, path)
 
 
-def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]], lanczos: float) -> None:
+def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float | None]]], lanczos: float) -> None:
     """Write curves.png: PSNR on held-out crops, the losses, and the reward, against updates.
 
     Args:
         path: File to write.
         curves: Points of each stage (`pretrained`, `srgan-seed0`, ...), each with `update`, `psnr` and the metrics of
-            the losses.
+            the losses; None where a value was not finite.
         lanczos: PSNR of Lanczos on the same crops, dB.
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -279,7 +298,7 @@ def write_curves(path: Path, curves: Mapping[str, Sequence[Mapping[str, float]]]
             if not runs:
                 continue
             updates = [p["update"] for p in runs[0] if key in p]
-            values = np.array([[p[key] for p in run if key in p] for run in runs])
+            values = np.array([[p[key] for p in run if key in p] for run in runs], dtype=float)
             axes.plot(updates, values.mean(0), color=colour, label=f"{LABELS[method]}, mean of {len(runs)} seeds")
             axes.fill_between(updates, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
         axes.set(title=title, xlabel="update", ylabel=unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -69,8 +70,9 @@ class HeldOut:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that holds something."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; give a folder that is new or empty")
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--out {out}: {path} is a file; give a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty; give a new folder, or --resume {out} to go on with a run")
 
@@ -113,7 +115,7 @@ class Reproduction:
             self.out = options.out or Path("runs") / time.strftime("reproduce-%Y%m%d-%H%M%S")
             _check_out(self.out)
         self.command = command
-        self.options = options = options.effective()
+        self.options = options
         options.check()
         self.device = choose_device(options.device)
         self.compute_dtype = choose_compute_dtype(self.device, options.precision)
@@ -156,6 +158,11 @@ class Reproduction:
         lr_image, hr_image = self.probe
         with torch.no_grad():
             return psnr(to_8bit(decoder(lr_image).float()), hr_image).mean().item()
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What an interruption tells the user."""
+        return f"go on with: rlsr reproduce --resume {shlex.quote(str(self.out))}"
 
     def lanczos(self, lr_image: Tensor) -> Tensor:
         """The baseline decoder."""
@@ -258,10 +265,7 @@ class Reproduction:
         if stage.n_done < stage.n_updates:
             state = {"stage": stage.state_dict(), "points": points, "seconds": seconds}
             write_whole(checkpoint, lambda file: torch.save(state, file))
-            raise Interrupted(
-                f"stopped in {name} at update {stage.n_done} of {stage.n_updates}; "
-                f"go on with: rlsr reproduce --resume {self.out}"
-            )
+            raise Interrupted(f"stopped in {name} at update {stage.n_done} of {stage.n_updates}; {self.how_to_go_on}")
         generator = stage.averaged_generator()
         write_json(self.out / "curves" / f"{name}.json", points)
         card = {
@@ -340,7 +344,7 @@ class Reproduction:
     def _measure(self, decoder: Any, held: HeldOut) -> dict[str, Any]:
         """Measure one decoder, or stop if asked to."""
         if self.interruption.requested:
-            raise Interrupted(f"stopped while measuring; go on with: rlsr reproduce --resume {self.out}")
+            raise Interrupted(f"stopped while measuring; {self.how_to_go_on}")
         return measure(decoder, held.pictures, self.device)
 
     def _write_reports(self, held: HeldOut, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -28,8 +28,9 @@ def save_generator(path: str | os.PathLike[str], generator: Generator, card: dic
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     content = save(tensors)
     whole_card = {"generator": asdict(generator.config), "sha256": hashlib.sha256(content).hexdigest(), **card}
+    text = json.dumps(whole_card, indent=2) + "\n"
     write_whole(path, lambda file: file.write(content))
-    write_whole(path.with_suffix(".json"), lambda file: file.write((json.dumps(whole_card, indent=2) + "\n").encode()))
+    write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
@@ -43,7 +44,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
 
     Raises:
         FileNotFoundError: Where the file or its card is missing.
-        ValueError: Where the file is not the one that the card describes.
+        ValueError: Where the card is not one of `save_generator`, or the file not the one that it describes.
     """
     path = Path(path)
     card_path = path.with_suffix(".json")
@@ -53,12 +54,14 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
                 f"{needed} does not exist; weights are a .safetensors file and a .json card beside it"
             )
     content = path.read_bytes()
-    card = json.loads(card_path.read_text())
+    try:
+        card = json.loads(card_path.read_text())
+        expected, config = card["sha256"], GeneratorConfig(**card["generator"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{card_path} is no card that save_generator wrote ({error!r})") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != card["sha256"]:
-        raise ValueError(
-            f"{path} has sha256 {digest}, its card says {card['sha256']}: the file is damaged or not the card's"
-        )
-    generator = Generator(GeneratorConfig(**card["generator"]))
+    if digest != expected:
+        raise ValueError(f"{path} has sha256 {digest}, its card says {expected}: the file is damaged or not the card's")
+    generator = Generator(config)
     generator.load_state_dict(load(content))
     return generator.eval()

@@ -34,7 +34,8 @@ class RestorationEnv(gymnasium.Env):
     ## Rewards
     `threshold` (default): +1 where the metric has risen since the last step, else -1 (eq. 5). `improvement`: the rise
     itself, in the metric's unit. In `rlsr/PSNRPrediction-v0` plus `accuracy_weight` times minus the prediction's
-    absolute error in units of 20 dB (0 by default). SR pictures are rounded to 8 bits before they are measured.
+    absolute error in units of 20 dB (0 by default). SR pictures are rounded to 8 bits before they are
+    measured; a patch restored without any error, whose PSNR is infinite, counts as 100 dB.
 
     ## Starting State
     A patch drawn by gradient energy from the image set, in one of its eight flips and rotations; the metric of the

@@ -78,7 +78,7 @@ def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
         ValueError: If the shapes differ or are not `(B, 3, H, W)`.
     """
     _check_pictures(sr_image, hr_image, "mean_squared_error", min_size=1)
-    return (sr_image.double().clamp(0, 1) - hr_image.double().clamp(0, 1)).square().mean(dim=(1, 2, 3))
+    return (sr_image.double().clamp(0, 1) - hr_image.double().clamp(0, 1)).square().mean(dim=(2, 3)).mean(dim=1)
 
 
 def psnr(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     difference = sr_image.double() - hr_image.double()
     # The offset of 16 is in both lumas, so it cancels.
     luma_difference = torch.einsum("bchw,c->bhw", difference, difference.new_tensor(LUMA_WEIGHTS) / 255)
-    return _decibels(luma_difference.square().mean(dim=(1, 2)))
+    return _decibels(luma_difference.square().mean(dim=2).mean(dim=1))
 
 
 def psnr_clic(squared_error_sum: float, n_values: int) -> float:

@@ -22,6 +22,9 @@ from rlsr_env.resample import upsample
 from rlsr_env.rewards import Reward, reward
 from rlsr_env.tasks import Restorer, Task, choose_task
 
+# What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.
+# The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
+PERFECT = 100.0
 SUPPORTED_AUTORESET = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
@@ -279,6 +282,7 @@ class RestorationVectorEnv(VectorEnv):
                 f"metric {self.metric.name} returned {values.tolist()} for {self.num_envs} pictures; expected one "
                 "number for each, and none of them NaN"
             )
+        values = values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
         if not mask.all():
             marked = torch.from_numpy(mask)
             values = torch.where(marked, values, self._values)
