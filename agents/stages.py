@@ -115,6 +115,25 @@ class _Watch(BaseCallback):
             self.on_update(self.stage.callback.adversarial.metrics | {"rl/reward": th.tensor(self.reward)})
 
 
+def _random_state(device: th.device) -> dict[str, Any]:
+    """The global random streams that SB3 draws from: actions from torch's, the order in a batch from NumPy's."""
+    of_numpy = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()  # a checkpoint holds plain data only
+    return {
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": of_numpy,
+    }
+
+
+def _set_random_state(state: dict[str, Any], device: th.device) -> None:
+    """Go on from `_random_state`."""
+    th.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and device.type == "cuda":
+        th.cuda.set_rng_state(state["cuda"].cpu(), device)
+    np.random.set_state(state["numpy"])
+
+
 class RLSRGANStage:
     """RL-SRGAN on the paper's schedule (Savioli 2019, sec. 2.2.3): A2C on the shared trunk, SRGAN at every step.
 
@@ -214,7 +233,7 @@ class RLSRGANStage:
             "model": th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8),
             "callback": self.callback.state_dict(),
             "env": self.vector_env.state_dict(),
-            "torch_rng": th.get_rng_state(),
+            "random": _random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -224,4 +243,4 @@ class RLSRGANStage:
         self._connect()
         self.vector_env.load_state_dict(state["env"])
         self.callback.load_state_dict(state["callback"])
-        th.set_rng_state(state["torch_rng"].cpu())
+        _set_random_state(state["random"], self.device)

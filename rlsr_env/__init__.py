@@ -3,13 +3,25 @@
 Importing this package registers the ids, so that `gymnasium.make("rlsr/PSNRPrediction-v0")` works.
 """
 
+from typing import Any
+
 from gymnasium.envs.registration import register, registry
 
-if "rlsr/PSNRPrediction-v0" not in registry:
-    # Entry points as strings: an EnvSpec can then be written to JSON, and importing this package stays light.
-    register(
-        id="rlsr/PSNRPrediction-v0",
-        entry_point="rlsr_env.env:RestorationEnv",
-        vector_entry_point="rlsr_env.vector_env:RestorationVectorEnv",
-        kwargs={"task": "psnr_prediction"},
-    )
+# Variants are settings of one class.
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "rlsr/PSNRPrediction-v0": {"task": "psnr_prediction", "episode_length": 5, "metric": "psnr", "reward": "threshold"},
+    "rlsr/SuperResolution-v0": {
+        "task": "super_resolution", "episode_length": 1, "metric": "psnr", "reward": "improvement",
+    },
+    "rlsr/DetailControl-v0": {"task": "detail_control", "episode_length": 3, "metric": "ssim", "reward": "improvement"},
+}  # fmt: skip
+
+for _id, _settings in ENVIRONMENTS.items():
+    if _id not in registry:
+        # Entry points as strings: an EnvSpec can then be written to JSON, and importing this package stays light.
+        register(
+            id=_id,
+            entry_point="rlsr_env.env:RestorationEnv",
+            vector_entry_point="rlsr_env.vector_env:RestorationVectorEnv",
+            kwargs=_settings,
+        )

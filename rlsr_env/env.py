@@ -25,28 +25,41 @@ class RestorationEnv(gymnasium.Env):
     hopes for is what the critic teaches the encoder that policy and generator share. With nobody training the
     generator, the PSNR never rises.
 
+    `rlsr/SuperResolution-v0`: the action is the SR picture itself, so that a generator can be the policy.
+
+    `rlsr/DetailControl-v0`: the generator restores the patch once; then the agent sets, in a few refinements, how
+    strong its detail shall be in each cell of a coarse grid and each of a few frequency bands.
+
     ## Action Space
-    `Box(-1, 1, (1,), float32)`: the predicted PSNR, 30 + 20 * action dB.
+    `PSNRPrediction`: `Box(-1, 1, (1,), float32)`, the predicted PSNR, 30 + 20 * action dB.
+    `SuperResolution`: `Box(-1, 1, (3, scale * h, scale * w), float32)`, the picture, -1 black and +1 white.
+    `DetailControl`: `Box(-1, 1, (n_bands * grid_size ** 2,), float32)`, what is added to the strengths, times
+    `max_change`; a strength of -1 takes a band away, 0 leaves it, +2 (the most) makes it three times as strong.
 
     ## Observation Space
     `Box(0, 255, (3, h, w), uint8)`: the LR patch, channels first. The original is never part of it, nor of `info`.
+    In `DetailControl` one more channel for each band: its strengths so far, 0 for -1 and 255 for +2.
 
     ## Rewards
-    `threshold` (default): +1 where the metric has risen since the last step, else -1 (eq. 5). `improvement`: the rise
-    itself, in the metric's unit. In `rlsr/PSNRPrediction-v0` plus `accuracy_weight` times minus the prediction's
-    absolute error in units of 20 dB (0 by default). SR pictures are rounded to 8 bits before they are
-    measured; a patch restored without any error, whose PSNR is infinite, counts as 100 dB.
+    `threshold`: +1 where the metric has risen since the last step, else -1 (eq. 5; the default of `PSNRPrediction`).
+    `improvement`: the rise itself, in the metric's unit (the default of the others). The first step is measured against
+    the generator's own picture: it pays a gain, never the metric itself. In `rlsr/PSNRPrediction-v0` plus
+    `accuracy_weight` times minus the prediction's absolute error in units of 20 dB (0 by default). SR pictures are
+    rounded to 8 bits before they are measured; a patch restored without any error, whose PSNR is infinite, counts as
+    100 dB.
 
     ## Starting State
     A patch drawn by gradient energy from the image set, in one of its eight flips and rotations; the metric of the
     generator's picture of it is the value that the first step's reward is measured against, and is in `info`.
 
     ## Episode End
-    The episode terminates after `episode_length` steps. It is never truncated.
+    The episode terminates after `episode_length` steps: 5 in `PSNRPrediction`, 1 in `SuperResolution`, 3 in
+    `DetailControl`. It is never truncated.
 
     ## Arguments
     See `RestorationVectorEnv`: `images`, `scale`, `quality`, `base_codec`, `lr_patch_size`, `episode_length`, `metric`,
-    `reward`, `generator`, `source`, `device`, and the task's `accuracy_weight`.
+    `reward`, `generator`, `source`, `device`, `render_original`, and the task's own: `accuracy_weight`; `n_bands`,
+    `grid_size`, `max_change`.
 
     ```python
     import gymnasium
@@ -92,19 +105,19 @@ class RestorationEnv(gymnasium.Env):
 
         Args:
             seed: Of all random choices; without one, the stream goes on.
-            options: None is known.
+            options: `{"uri": ...}` takes the patch from that picture.
 
         Returns:
             The LR patch `(3, h, w)` uint8, and `info` with the metric of the generator's picture of it.
 
         Raises:
-            ValueError: For an option.
+            ValueError: For a picture that the image set lacks, or another option.
         """
         super().reset(seed=seed)
-        if options:
-            raise ValueError(f"unknown reset options {sorted(options)}; this environment has none")
+        if options and "reset_mask" in options:
+            raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
         self._batch._rngs[0] = self.np_random
-        observations, infos = self._batch.reset()
+        observations, infos = self._batch.reset(options=options)
         return observations[0], self._single(infos)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -125,7 +138,7 @@ class RestorationEnv(gymnasium.Env):
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), self._single(infos)
 
     def render(self) -> np.ndarray | None:
-        """The frame `(H, 2 * W, 3)` uint8: the LR patch enlarged, and the SR patch beside it."""
+        """The frame `(H + 14, 2 * W, 3)` uint8; see `RestorationVectorEnv.render`."""
         frames = self._batch.render()
         return None if frames is None else frames[0]
 

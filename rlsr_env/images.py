@@ -276,8 +276,9 @@ def image_set(name: str | os.PathLike[str] | ImageSet) -> ImageSet:
     """Makes an image set from its name.
 
     Args:
-        name: `"sample"`, `"sample:train"`, `"sample:held-out"`, `"folder:PATH"`, a `pathlib.Path` of a folder, or an
-            image set, which is returned as it is.
+        name: `"sample"`, `"sample:train"`, `"sample:held-out"`, `"folder:PATH"`, a `pathlib.Path` of a folder, an image
+            set, which is returned as it is, or one of `rlsr_env.sources.SOURCES`, such as `"kodak"` and `"div2k:valid"`,
+            which is downloaded when its pictures are first asked for; without a split it is the training split.
 
     Returns:
         The image set.
@@ -295,7 +296,14 @@ def image_set(name: str | os.PathLike[str] | ImageSet) -> ImageSet:
             return FolderImages(path)
         if name in _NAMED_SETS:
             return _NAMED_SETS[name]()
-        raise ValueError(f"unknown image set {name!r}; known: {', '.join(_NAMED_SETS)}, folder:PATH")
+        from rlsr_env.sources import SOURCES  # here, as what downloads imports this module
+
+        for downloadable in (name, f"{name}:train"):
+            if downloadable in SOURCES:
+                from rlsr_env.downloads import DownloadableImages
+
+                return DownloadableImages(downloadable, SOURCES[downloadable])
+        raise ValueError(f"unknown image set {name!r}; known: {', '.join([*_NAMED_SETS, *SOURCES])}, folder:PATH")
     if isinstance(name, os.PathLike):
         return FolderImages(name)
     raise TypeError(f"an image set is a name, a path or an ImageSet; got {type(name).__name__}")

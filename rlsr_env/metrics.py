@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pytorch_msssim import ms_ssim, ssim
 from torch import Tensor
@@ -186,6 +187,77 @@ def metric(name: str | Metric) -> Metric:
     if name not in METRICS:
         raise ValueError(f"Unknown metric {name!r}; use one of {', '.join(sorted(METRICS))}, or pass a Metric.")
     return METRICS[name]
+
+
+def register_metric(
+    name: str,
+    function: Callable[[np.ndarray, np.ndarray], float],
+    higher_is_better: bool = True,
+    min_size: int = 1,
+    unit: str = "",
+    source: str = "",
+) -> Metric:
+    """Make any function of two pictures a metric that environments know by name.
+
+    ```python
+    from rlsr_env.metrics import register_metric
+
+    register_metric("brightness_error", lambda sr, hr: abs(sr.mean() - hr.mean()), higher_is_better=False)
+    ```
+
+    Args:
+        name: The new metric's name.
+        function: Takes an SR and an HR picture, each `(H, W, 3)` uint8, and returns a number.
+        higher_is_better: Whether a larger value means a better picture.
+        min_size: The smallest shorter side that the function accepts, in pixels.
+        unit: The unit of its values.
+        source: Where its definition comes from.
+
+    Returns:
+        The metric. It raises ValueError where the function raises, or returns NaN or no number.
+
+    Raises:
+        ValueError: If the name is taken or empty.
+        TypeError: If the function cannot be called.
+    """
+    if not name or name in METRICS:
+        raise ValueError(f"a metric needs a name of its own, got {name!r}; taken: {', '.join(sorted(METRICS))}")
+    if not callable(function):
+        raise TypeError(f"a metric is a function of two pictures, got {type(function).__name__}")
+    METRICS[name] = Metric(
+        name, _PerPicture(name, function), higher_is_better, differentiable=False, min_size=min_size, unit=unit,
+        source=source,
+    )  # fmt: skip
+    return METRICS[name]
+
+
+@dataclass(frozen=True)
+class _PerPicture:
+    """A function of two NumPy pictures, applied to each picture of a batch."""
+
+    name: str
+    function: Callable[[np.ndarray, np.ndarray], float]
+
+    def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
+        """Judge the pictures one by one, `(B,)` float64."""
+        pairs = zip(_as_arrays(sr_image), _as_arrays(hr_image), strict=True)
+        values = [self._judge(number, sr, hr) for number, (sr, hr) in enumerate(pairs)]
+        return torch.tensor(values, dtype=torch.float64, device=sr_image.device)
+
+    def _judge(self, number: int, sr_image: np.ndarray, hr_image: np.ndarray) -> float:
+        """One value, or an error that says whose fault it is."""
+        try:
+            value = float(self.function(sr_image, hr_image))
+        except Exception as error:  # whatever a user's function raises
+            raise ValueError(f"metric {self.name!r} failed on picture {number} of the batch: {error!r}") from error
+        if math.isnan(value):
+            raise ValueError(f"metric {self.name!r} returned NaN for picture {number} of the batch; return a number")
+        return value
+
+
+def _as_arrays(image: Tensor) -> np.ndarray:
+    """Pictures `(B, 3, H, W)` in [0, 1] as `(B, H, W, 3)` uint8."""
+    return (image.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _decibels(mse: Tensor) -> Tensor:

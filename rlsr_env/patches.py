@@ -146,25 +146,31 @@ class PatchSource:
         """Number of pictures."""
         return len(self.uris)
 
-    def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, n: int, picture: int | None = None) -> np.ndarray:
         """Choose patches.
 
         Args:
             rng: The only source of randomness.
             n: How many.
+            picture: The number of the picture to choose from; any where not given.
 
         Returns:
             `(n, 5)` int64 patch index: picture, quality, top and left (LR pixels), flip (0 to 7).
         """
         chance = rng.random((n, 5))
-        candidate = np.minimum(np.searchsorted(self._cumulative, chance[:, 0], side="right"), self._picture.size - 1)
-        picture = self._picture[candidate]
+        first, last = 0, self._picture.size - 1
+        if picture is not None:  # the candidates of a picture lie together, so it has a stretch of the distribution
+            first, last = np.searchsorted(self._picture, (picture, picture + 1)) - (0, 1)
+        below = self._cumulative[first - 1] if first > 0 else 0.0
+        level = below + chance[:, 0] * (self._cumulative[last] - below)
+        candidate = np.clip(np.searchsorted(self._cumulative, level, side="right"), first, last)
+        pictures = self._picture[candidate]
         index = np.empty((n, 5), dtype=np.int64)
-        index[:, IMAGE] = picture
+        index[:, IMAGE] = pictures
         index[:, QUALITY] = (chance[:, 1] * len(self.qualities)).astype(np.int64)
         jitter = (chance[:, 2:4] * self._stride).astype(np.int64)
-        index[:, TOP] = np.minimum(self._top[candidate] + jitter[:, 0], self._last_top[picture])
-        index[:, LEFT] = np.minimum(self._left[candidate] + jitter[:, 1], self._last_left[picture])
+        index[:, TOP] = np.minimum(self._top[candidate] + jitter[:, 0], self._last_top[pictures])
+        index[:, LEFT] = np.minimum(self._left[candidate] + jitter[:, 1], self._last_left[pictures])
         index[:, FLIP] = (chance[:, 4] * 8).astype(np.int64)
         return index
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Space
@@ -15,15 +17,39 @@ Restorer = Callable[[Tensor], Tensor]
 
 
 class Task(ABC):
-    """The meaning of an action in `RestorationVectorEnv`.
+    """The meaning of an action in `RestorationVectorEnv`, and whatever an episode keeps between its steps.
+
+    One object serves all environments of a batch; `RestorationVectorEnv` copies the one that it is given.
 
     Attributes:
         name: The name it goes by.
-        single_action_space: The action of one environment.
+        n_channels: Channels of an observation; the first three are the LR patch.
     """
 
-    name: str
-    single_action_space: Space
+    name: ClassVar[str]
+    n_channels = 3
+
+    @abstractmethod
+    def action_space(self, lr_patch_size: int, scale: int) -> Space:
+        """The action of one environment.
+
+        Args:
+            lr_patch_size: Side of the LR patch, pixels.
+            scale: Upsampling factor.
+        """
+
+    def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+        """Begin episodes.
+
+        Args:
+            marked: `(N,)` bool, the environments whose episode begins; the others' must not change.
+            lr_image: `(N, 3, h, w)` float in [0, 1], of all environments.
+            generator: The network, or any function from LR to SR pictures.
+
+        Returns:
+            SR pictures before any action, `(N, 3, scale * h, scale * w)`; those that are not marked do not count.
+        """
+        return generator(lr_image)
 
     @abstractmethod
     def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
@@ -38,6 +64,10 @@ class Task(ABC):
             `(N, 3, scale * h, scale * w)`; clipped and rounded to 8 bits by the caller.
         """
 
+    def observe(self, lr_image: Tensor) -> Tensor:
+        """The observation: the LR patch `(N, 3, h, w)` uint8, and what the agent must know of its own doing."""
+        return lr_image
+
     def bonus(self, actions: Tensor, values: Tensor) -> Tensor | None:
         """Reward besides the metric's gain, `(N,)`; None where there is none.
 
@@ -47,12 +77,25 @@ class Task(ABC):
         """
         return None
 
-    def describe(self, actions: Tensor) -> dict[str, np.ndarray]:
+    def describe(self, actions: Tensor) -> dict[str, Tensor]:
         """What `info` says about the actions, each entry `(N,)`."""
         return {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step, as plain numbers."""
+        return {}
 
-@dataclass(frozen=True)
+    def load_state_dict(self, state: dict[str, Any], lr_image: Tensor, generator: Restorer) -> None:
+        """Go on from `state_dict`, with the patches that it belongs to.
+
+        Raises:
+            ValueError: For the state of another task.
+        """
+        if state:
+            raise ValueError(f"task {self.name} keeps nothing between steps, the state holds {sorted(state)}")
+
+
+@dataclass
 class PSNRPrediction(Task):
     """The paper's actor: the action predicts the PSNR that the generator reaches, and does not change the picture.
 
@@ -68,17 +111,16 @@ class PSNRPrediction(Task):
     """
 
     accuracy_weight: float = 0.0
-    name = "psnr_prediction"
-    CENTRE = 30.0
-    HALF_RANGE = 20.0
+    name: ClassVar[str] = "psnr_prediction"
+    CENTRE: ClassVar[float] = 30.0
+    HALF_RANGE: ClassVar[float] = 20.0
 
     def __post_init__(self) -> None:
         """Check the weight."""
         if not 0.0 <= self.accuracy_weight < float("inf"):
             raise ValueError(f"accuracy_weight must be finite and not negative, got {self.accuracy_weight!r}")
 
-    @property
-    def single_action_space(self) -> Box:  # type: ignore[override]
+    def action_space(self, lr_patch_size: int, scale: int) -> Box:
         """One number in [-1, 1]."""
         return Box(-1.0, 1.0, (1,), np.float32)
 
@@ -97,19 +139,38 @@ class PSNRPrediction(Task):
         reached = values.clamp(self.CENTRE - self.HALF_RANGE, self.CENTRE + self.HALF_RANGE)
         return -self.accuracy_weight * (self.predicted_psnr(actions) - reached).abs() / self.HALF_RANGE
 
-    def describe(self, actions: Tensor) -> dict[str, np.ndarray]:
+    def describe(self, actions: Tensor) -> dict[str, Tensor]:
         """The prediction in dB."""
-        return {"predicted_psnr": self.predicted_psnr(actions).double().cpu().numpy()}
+        return {"predicted_psnr": self.predicted_psnr(actions).double()}
 
 
-TASKS: dict[str, type[Task]] = {PSNRPrediction.name: PSNRPrediction}
+@dataclass
+class SuperResolution(Task):
+    """The action is the SR picture itself, so that a generator can be the policy."""
+
+    name: ClassVar[str] = "super_resolution"
+
+    def action_space(self, lr_patch_size: int, scale: int) -> Box:
+        """A picture `(3, scale * h, scale * w)`, -1 black and +1 white: the symmetric range that SB3 recommends."""
+        return Box(-1.0, 1.0, (3, scale * lr_patch_size, scale * lr_patch_size), np.float32)
+
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+        """The action, from [-1, 1] to [0, 1]."""
+        return (actions + 1.0) / 2.0
+
+
+def known_tasks() -> dict[str, type[Task]]:
+    """All tasks by name."""
+    from rlsr_env.detail import DetailControl  # defined on top of this module
+
+    return {task.name: task for task in (PSNRPrediction, SuperResolution, DetailControl)}
 
 
 def choose_task(task: str | Task, **options: float) -> Task:
     """A task by name.
 
     Args:
-        task: A name in `TASKS`, or a task, which is returned as it is.
+        task: A name of `known_tasks`, or a task, of which a copy is returned.
         **options: The task's own settings, where a name is given.
 
     Raises:
@@ -118,10 +179,11 @@ def choose_task(task: str | Task, **options: float) -> Task:
     if isinstance(task, Task):
         if options:
             raise ValueError(f"task options {sorted(options)} were given with a task object; set them on the object")
-        return task
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
-    known = set(TASKS[task].__dataclass_fields__)  # type: ignore[attr-defined]
+        return copy.deepcopy(task)
+    tasks = known_tasks()
+    if task not in tasks:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks)}")
+    known = {field.name for field in fields(tasks[task]) if field.init}  # type: ignore[arg-type]
     if unknown := set(options) - known:
         raise ValueError(f"task {task!r} has no option {sorted(unknown)}; known: {sorted(known)}")
-    return TASKS[task](**options)
+    return tasks[task](**options)

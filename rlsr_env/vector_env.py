@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlsr_env.codec import LRCodec
@@ -25,6 +26,7 @@ from rlsr_env.tasks import Restorer, Task, choose_task
 # What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.
 # The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
 PERFECT = 100.0
+CAPTION_HEIGHT = 14
 SUPPORTED_AUTORESET = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
@@ -58,7 +60,8 @@ class RestorationVectorEnv(VectorEnv):
         device: str | torch.device = "cpu",
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         render_mode: str | None = None,
-        **task_options: float,
+        render_original: bool = False,
+        **task_options: Any,
     ) -> None:
         """Build the environments.
 
@@ -79,6 +82,7 @@ class RestorationVectorEnv(VectorEnv):
             device: Where pictures are kept and compared.
             autoreset_mode: `SAME_STEP` or `DISABLED` (with `reset(options={"reset_mask": ...})`).
             render_mode: None or `"rgb_array"`.
+            render_original: Whether frames show the original as well.
             **task_options: The task's own settings.
 
         Raises:
@@ -95,6 +99,7 @@ class RestorationVectorEnv(VectorEnv):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
         self.render_mode = render_mode
+        self.render_original = render_original
         if source is None:
             codec = LRCodec(scale=scale, base=base_codec, quality=quality)
             decoded = decode_images(image_set(images), min_size=lr_patch_size * codec.scale)
@@ -109,8 +114,8 @@ class RestorationVectorEnv(VectorEnv):
 
         size = source.lr_patch_size
         self.num_envs = num_envs
-        self.single_observation_space = Box(0, 255, (3, size, size), np.uint8)
-        self.single_action_space = self.task.single_action_space
+        self.single_observation_space = Box(0, 255, (self.task.n_channels, size, size), np.uint8)
+        self.single_action_space = self.task.action_space(size, source.codec.scale)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -118,7 +123,7 @@ class RestorationVectorEnv(VectorEnv):
         self._index = np.zeros((num_envs, 5), dtype=np.int64)
         self._n_steps = np.zeros(num_envs, dtype=np.int64)
         self._finished = np.ones(num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
-        self._values = torch.zeros(num_envs, dtype=torch.float64)
+        self._values = torch.zeros(num_envs, dtype=torch.float64, device=source.device)
         self._lr, self._hr = source.gather(self._index)
         self._sr = torch.zeros_like(self._hr, dtype=torch.float32)
 
@@ -133,28 +138,31 @@ class RestorationVectorEnv(VectorEnv):
 
         Args:
             seed: Of all random choices; environment i gets `seed + i`, or its own from a sequence.
-            options: `{"reset_mask": (num_envs,) bool}` resets only the marked environments.
+            options: `{"reset_mask": (num_envs,) bool}` resets only the marked environments; `{"uri": ...}` takes the
+                patch from that picture, one for all environments or a sequence with one for each.
 
         Returns:
-            Observations `(N, 3, h, w)` uint8, and `info` with the metric of the generator's picture.
+            Observations `(N, channels, h, w)` uint8, and `info` with the metric of the generator's picture.
 
         Raises:
             TypeError: For a reset mask that is no array of bool.
-            ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, or another option.
+            ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, a picture that the
+                image set lacks, or another option.
         """
         options = options or {}
-        if unknown := set(options) - {"reset_mask"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known: reset_mask")
+        if unknown := set(options) - {"reset_mask", "uri"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; known: reset_mask, uri")
         seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
         mask = self._checked_mask(options.get("reset_mask"))
+        pictures = self._checked_pictures(options.get("uri"))
         for i in np.flatnonzero(mask).tolist():
             own_seed = None if seeds is None else seeds[i]
             if own_seed is not None or self._rngs[i] is None:
                 self._rngs[i], _ = seeding.np_random(own_seed)
-        self._start(mask)
-        return self._observations(), self._infos({self.metric.name: self._values.numpy()}, mask)
+        self._start(mask, pictures)
+        return _fresh(self._observed()), _masked({self.metric.name: _fresh(self._values)}, mask)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every environment.
@@ -172,49 +180,100 @@ class RestorationVectorEnv(VectorEnv):
             ValueError: For actions of the wrong shape, or NaN or infinite ones.
             ResetNeeded: For an environment whose episode is over and was not reset.
         """
+        rewards, terminated, values = self._act(self._checked_actions(actions))
+        info = {name: _fresh(entries) for name, entries in values.items()}
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
+            last = _fresh(self._observed())
+            infos = _masked(info, ~terminated)
+            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
+            for i in np.flatnonzero(terminated):
+                infos["final_obs"][i] = last[i].copy()
+            infos["_final_obs"] = terminated.copy()
+            infos["final_info"] = _masked(info, terminated)
+            infos["_final_info"] = terminated.copy()
+            self._start(terminated)
+            infos |= _masked({self.metric.name: _fresh(self._values)}, everyone)
+        else:
+            infos = _masked(info, everyone)
+        return _fresh(self._observed()), _fresh(rewards), terminated, np.zeros_like(terminated), infos
+
+    def reset_tensors(self, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """`reset` without NumPy: all environments, observations and info as tensors on the device.
+
+        Args:
+            seed: As for `reset`.
+
+        Returns:
+            Observations `(N, channels, h, w)` uint8, and `info` with the metric, `(N,)` float64.
+        """
+        self.reset(seed=seed)
+        return self._observed().clone(), {self.metric.name: self._values.clone()}
+
+    def step_tensors(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """`step` without NumPy: tensors in, tensors out, all on the device.
+
+        Args:
+            actions: `(N, ...)` float32.
+
+        Returns:
+            Observations, rewards `(N,)` float64, terminated and truncated `(N,)` bool, and `info`: the metric and the
+            task's own entries of this step, each `(N,)`, also where the episode has ended; in mode SAME_STEP then
+            `final_obs`, the observations of all environments before the new episodes began.
+
+        Raises:
+            ValueError: For actions of the wrong shape, or NaN or infinite ones.
+            ResetNeeded: For an environment whose episode is over and was not reset.
+        """
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions must have shape {self.action_space.shape}, got {tuple(actions.shape)}")
+        if not torch.isfinite(actions).all():
+            raise ValueError("an action is NaN or infinite")
+        rewards, terminated, info = self._act(actions.detach().to(self.source.device, torch.float32))
+        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
+            info["final_obs"] = self._observed().clone()
+            self._start(terminated)
+        ended = torch.from_numpy(terminated).to(self.source.device)
+        return self._observed().clone(), rewards, ended, torch.zeros_like(ended), info
+
+    def _act(self, actions: Tensor) -> tuple[Tensor, np.ndarray, dict[str, Tensor]]:
+        """Act, judge, count: rewards `(N,)`, terminated `(N,)`, and what `info` says of this step."""
         if self._finished.any():
             raise ResetNeeded(
                 f"environments {np.flatnonzero(self._finished).tolist()} have no running episode; call reset(), in "
                 'mode DISABLED with options={"reset_mask": terminated | truncated}'
             )
-        tensor = self._checked_actions(actions)
         before = self._values
-        self._judge(np.ones(self.num_envs, dtype=np.bool_), tensor)
+        with torch.no_grad():
+            self._judge(self.task.restore(actions, to_float(self._lr), self.generator))
         sign = 1.0 if self.metric.higher_is_better else -1.0
         rewards = self.reward(sign * before, sign * self._values).double()
-        bonus = self.task.bonus(tensor, self._values)
+        bonus = self.task.bonus(actions, self._values)
         if bonus is not None:
             rewards = rewards + bonus.double()
         self._n_steps += 1
         terminated = self._n_steps >= self.episode_length
-        observations = self._observations()
-        info = {self.metric.name: self._values.numpy(), **self.task.describe(tensor)}
-        everyone = np.ones(self.num_envs, dtype=np.bool_)
-        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
-            infos = self._infos(info, ~terminated)
-            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(terminated):
-                infos["final_obs"][i] = observations[i].copy()
-            infos["_final_obs"] = terminated.copy()
-            infos["final_info"] = self._infos(info, terminated)
-            infos["_final_info"] = terminated.copy()
-            self._start(terminated)
-            observations = self._observations()
-            started = self._infos({self.metric.name: self._values.numpy()}, everyone)
-            infos = infos | started
-        else:
-            infos = self._infos(info, everyone)
+        if self._autoreset is AutoresetMode.DISABLED:
             self._finished = terminated.copy()
-        return observations, rewards.numpy().copy(), terminated, np.zeros_like(terminated), infos
+        return rewards, terminated, {self.metric.name: self._values.clone(), **self.task.describe(actions)}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One frame per environment, `(H, 2 * W, 3)` uint8: the LR patch enlarged, and the SR patch beside it."""
+        """One frame per environment, `(H + 14, 2 * W, 3)` uint8: the LR patch enlarged, the SR patch, and a caption.
+
+        With `render_original`, the original comes third, and the frame is `3 * W` wide.
+        """
         if self.render_mode is None:
             return None
-        lr_image = self._lr.repeat_interleave(self.source.codec.scale, 2).repeat_interleave(self.source.codec.scale, 3)
-        sr_image = (self._sr * 255).round().to(torch.uint8)
-        frames = torch.cat([lr_image, sr_image], dim=3).permute(0, 2, 3, 1)
-        return tuple(np.ascontiguousarray(frame) for frame in frames.cpu().numpy())
+        scale = self.source.codec.scale
+        panels = [
+            self._lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3),
+            (self._sr * 255).round().to(torch.uint8),
+            *([self._hr] if self.render_original else []),
+        ]
+        pictures = torch.cat(panels, dim=3).permute(0, 2, 3, 1).cpu().numpy()
+        values = zip(self._n_steps.tolist(), self._values.tolist(), strict=True)
+        captions = [f"step {step}: {self.metric.name} {value:.4f} {self.metric.unit}" for step, value in values]
+        return tuple(add_caption(picture, text) for picture, text in zip(pictures, captions, strict=True))
 
     def uris(self) -> list[str]:
         """The picture that each environment's patch comes from."""
@@ -227,6 +286,7 @@ class RestorationVectorEnv(VectorEnv):
             "n_steps": self._n_steps.tolist(),
             "finished": self._finished.tolist(),
             "values": self._values.tolist(),
+            "task": self.task.state_dict(),
             "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
         }
 
@@ -243,65 +303,69 @@ class RestorationVectorEnv(VectorEnv):
         self._index = np.array(state["index"], dtype=np.int64)
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
         self._finished = np.array(state["finished"], dtype=np.bool_)
-        self._values = torch.tensor(state["values"], dtype=torch.float64)
+        self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
         self._rngs = [None if rng is None else seeding.np_random(0)[0] for rng in state["rngs"]]
         for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
             if rng is not None:
                 rng.bit_generator.state = rng_state
         self._lr, self._hr = self.source.gather(self._index)
+        with torch.no_grad():
+            self.task.load_state_dict(state["task"], to_float(self._lr), self.generator)
 
-    def _start(self, mask: np.ndarray) -> None:
+    def _start(self, mask: np.ndarray, pictures: Sequence[int | None] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             rng = self._rngs[i]
             if rng is None:  # Gymnasium lets an unseeded environment choose its own seed
                 rng, _ = seeding.np_random(None)
                 self._rngs[i] = rng
-            self._index[i] = self.source.draw(rng, 1)[0]
+            self._index[i] = self.source.draw(rng, 1, None if pictures is None else pictures[i])[0]
         self._lr, self._hr = self.source.gather(self._index)
         self._n_steps[mask] = 0
         self._finished[mask] = False
-        self._judge(mask, None)
+        marked = torch.from_numpy(mask).to(self.source.device)
+        with torch.no_grad():
+            self._judge(self.task.start(marked, to_float(self._lr), self.generator), marked)
 
-    @torch.no_grad()
-    def _judge(self, mask: np.ndarray, actions: Tensor | None) -> None:
-        """Restore and measure, for the marked environments; without actions, as the generator alone restores."""
+    def _judge(self, restored: Tensor, marked: Tensor | None = None) -> None:
+        """Round and measure SR pictures; only the marked environments take them over, where a mask is given."""
         # Always the whole batch: the last bits that a network or a metric gives a picture may depend on the batch's
         # size, and a reward for any rise would pay for the difference.
-        lr_image, hr_image = to_float(self._lr), to_float(self._hr)
-        restored = self.generator(lr_image) if actions is None else self.task.restore(actions, lr_image, self.generator)
+        hr_image = to_float(self._hr)
         if restored.shape != hr_image.shape:
             raise ValueError(
-                f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(lr_image.shape)}, "
+                f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(self._lr.shape)}, "
                 f"the originals are {tuple(hr_image.shape)}; give a generator of scale {self.source.codec.scale}"
             )
         sr_image = to_8bit(restored.float())
-        values = self.metric(sr_image, hr_image).double().cpu()
+        values = self.metric(sr_image, hr_image).double()
         if values.shape != (self.num_envs,) or values.isnan().any():
             raise ValueError(
                 f"metric {self.metric.name} returned {values.tolist()} for {self.num_envs} pictures; expected one "
                 "number for each, and none of them NaN"
             )
         values = values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
-        if not mask.all():
-            marked = torch.from_numpy(mask)
+        if marked is not None:
             values = torch.where(marked, values, self._values)
-            sr_image = torch.where(marked.to(sr_image.device)[:, None, None, None], sr_image, self._sr)
+            sr_image = torch.where(marked[:, None, None, None], sr_image, self._sr)
         self._values, self._sr = values, sr_image
 
-    def _observations(self) -> np.ndarray:
-        """A fresh copy of the LR patches, `(N, 3, h, w)` uint8."""
-        return np.array(self._lr.cpu().numpy(), order="C", copy=True)
+    def _observed(self) -> Tensor:
+        """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""
+        return self.task.observe(self._lr)
 
-    def _infos(self, values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-        """Gymnasium's form of vector infos: each entry `(N,)`, zero where `_entry` is False."""
-        infos: dict[str, Any] = {}
-        if not mask.any():
-            return infos
-        for name, entries in values.items():
-            infos[name] = np.where(mask, entries, 0.0)
-            infos[f"_{name}"] = mask.copy()
-        return infos
+    def _checked_pictures(self, uri: Any) -> list[int] | None:
+        """Numbers of the pictures to take patches from; None for any."""
+        if uri is None:
+            return None
+        uris = [uri] * self.num_envs if isinstance(uri, str) else list(uri)
+        if len(uris) != self.num_envs:
+            raise ValueError(f"expected one uri, or one for each of {self.num_envs} environments, got {len(uris)}")
+        numbers = {name: number for number, name in enumerate(self.source.uris)}
+        if missing := [name for name in uris if name not in numbers]:
+            some = ", ".join(self.source.uris[:3])
+            raise ValueError(f"no picture {missing[0]!r} in the image set, which has {len(numbers)}: {some}, ...")
+        return [numbers[name] for name in uris]
 
     def _checked_mask(self, mask: Any) -> np.ndarray:
         """The environments to reset; all where no mask is given."""
@@ -329,6 +393,37 @@ class RestorationVectorEnv(VectorEnv):
                 f"the actions of environments {bad} are NaN or infinite; expected {self.single_action_space}"
             )
         return torch.tensor(array, dtype=torch.float32, device=self.source.device)
+
+
+def _fresh(tensor: Tensor) -> np.ndarray:
+    """A NumPy copy that shares no memory with the environment."""
+    return np.array(tensor.cpu().numpy(), order="C", copy=True)
+
+
+def _masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's form of vector infos: each entry `(N,)`, zero where `_entry` is False."""
+    infos: dict[str, Any] = {}
+    if not mask.any():
+        return infos
+    for name, entries in values.items():
+        infos[name] = np.where(mask, entries, 0.0)
+        infos[f"_{name}"] = mask.copy()
+    return infos
+
+
+def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """A line of text under a picture.
+
+    Args:
+        picture: `(H, W, 3)` uint8.
+        text: What fits in one line; the rest is cut off.
+
+    Returns:
+        `(H + 14, W, 3)` uint8.
+    """
+    canvas = Image.fromarray(np.pad(picture, ((0, CAPTION_HEIGHT), (0, 0), (0, 0))))
+    ImageDraw.Draw(canvas).text((2, picture.shape[0] + 1), text, fill="white", font_size=10)
+    return np.array(canvas)
 
 
 def _choose_metric(name: str | Metric, patch_size: int) -> Metric:

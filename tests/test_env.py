@@ -27,7 +27,7 @@ from rlsr_env.metrics import Metric
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
 from rlsr_env.rewards import Threshold
-from rlsr_env.tasks import TASKS, PSNRPrediction, choose_task
+from rlsr_env.tasks import PSNRPrediction, choose_task, known_tasks
 
 ENV_ID = "rlsr/PSNRPrediction-v0"
 IDS = sorted(env_id for env_id in registry if env_id.startswith("rlsr/"))
@@ -622,13 +622,13 @@ def test_reset_options_that_are_unknown_are_refused(settings_of_tests: dict[str,
 def test_a_task_by_name_gets_its_options() -> None:
     assert choose_task("psnr_prediction") == PSNRPrediction(0.0)
     assert choose_task("psnr_prediction", accuracy_weight=0.5) == PSNRPrediction(0.5)
-    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
+    assert {name: task.name for name, task in known_tasks().items()} == {name: name for name in known_tasks()}
 
 
 def test_a_task_object_is_taken_as_it_is_and_has_its_options_already(settings_of_tests: dict[str, Any]) -> None:
     task = PSNRPrediction(0.5)
     assert choose_task(task) is task
-    assert RestorationEnv(task=task, **settings_of_tests).action_space == task.single_action_space
+    assert RestorationEnv(task=task, **settings_of_tests).action_space == task.action_space(40, 2)
     with pytest.raises(ValueError, match=r"options \['accuracy_weight'\] were given with a task object"):
         choose_task(task, accuracy_weight=0.1)
 
