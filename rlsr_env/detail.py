@@ -31,8 +31,8 @@ def blur(image: Tensor, deviation: float) -> Tensor:
     return functional.conv2d(rows, kernel.transpose(2, 3), groups=image.shape[1])
 
 
-def split_bands(image: Tensor, scale: int, n_bands: int) -> tuple[Tensor, Tensor]:
-    """A picture as a smooth part and frequency bands; their sum is the picture.
+def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
+    """The frequency bands of a picture; without them, what is left is the blur of the last.
 
     Band k lies between Gaussian blurs of 0.35 * 2^(k-1) and 0.35 * 2^k LR pixels; the first holds everything finer than
     its blur.
@@ -43,25 +43,26 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> tuple[Tensor, Tensor
         n_bands: How many bands.
 
     Returns:
-        The smooth part `(N, 3, H, W)` and the bands `(N, n_bands, 3, H, W)`, finest first.
+        `(N, n_bands, 3, H, W)`, finest first.
     """
     smoother = [image, *(blur(image, 0.35 * 2**k * scale) for k in range(n_bands))]
-    return smoother[-1], torch.stack([fine - coarse for fine, coarse in pairwise(smoother)], 1)
+    return torch.stack([fine - coarse for fine, coarse in pairwise(smoother)], 1)
 
 
-def mix_bands(smooth: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
-    """The picture with its bands scaled: smooth + sum over k of (1 + strength_k) * band_k.
+def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
+    """The picture with its bands changed: image + sum over k of strength_k * band_k.
 
     Args:
-        smooth: `(N, 3, H, W)`.
+        image: `(N, 3, H, W)`.
         bands: `(N, K, 3, H, W)`.
-        strengths: `(N, K, g, g)`, spread over the picture bilinearly; zero leaves the picture as it is.
+        strengths: `(N, K, g, g)`, spread over the picture bilinearly; zero leaves the picture exactly as it is, so that
+            to do nothing pays nothing.
 
     Returns:
         `(N, 3, H, W)`.
     """
-    spread = functional.interpolate(strengths, size=smooth.shape[-2:], mode="bilinear", align_corners=False)
-    return smooth + ((1.0 + spread)[:, :, None] * bands).sum(1)
+    spread = functional.interpolate(strengths, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return image + (spread[:, :, None] * bands).sum(1)
 
 
 @dataclass
@@ -87,7 +88,7 @@ class DetailControl(Task):
     LOWEST: ClassVar[float] = -1.0
     HIGHEST: ClassVar[float] = 2.0
     strengths: Tensor = field(init=False, repr=False, compare=False, default_factory=lambda: torch.zeros(0))
-    _smooth: Tensor = field(init=False, repr=False, compare=False, default_factory=lambda: torch.zeros(0))
+    _restored: Tensor = field(init=False, repr=False, compare=False, default_factory=lambda: torch.zeros(0))
     _bands: Tensor = field(init=False, repr=False, compare=False, default_factory=lambda: torch.zeros(0))
 
     def __post_init__(self) -> None:
@@ -115,12 +116,12 @@ class DetailControl(Task):
     def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
         sr_image = generator(lr_image).float()
-        smooth, bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
-        shape = (len(lr_image), self.n_bands, self.grid_size, self.grid_size)
-        if self.strengths.shape != shape:
-            self.strengths, self._smooth, self._bands = torch.zeros(shape, device=lr_image.device), smooth, bands
+        bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
+        if self._bands.shape != bands.shape:
+            self.strengths = torch.zeros(self._shape(len(lr_image)), device=lr_image.device)
+            self._restored, self._bands = sr_image, bands
         self.strengths = torch.where(_over(marked, self.strengths), 0.0, self.strengths)
-        self._smooth = torch.where(_over(marked, smooth), smooth, self._smooth)
+        self._restored = torch.where(_over(marked, sr_image), sr_image, self._restored)
         self._bands = torch.where(_over(marked, bands), bands, self._bands)
         return sr_image
 
@@ -132,7 +133,7 @@ class DetailControl(Task):
 
     def mix(self, strengths: Tensor) -> Tensor:
         """The current patches with strengths `(N, n_bands, grid_size, grid_size)`; differentiable."""
-        return mix_bands(self._smooth, self._bands, strengths)
+        return mix_bands(self._restored, self._bands, strengths)
 
     def observe(self, lr_image: Tensor) -> Tensor:
         """The LR patch, and each band's strengths as a picture: 0 for -1, 255 for +2."""
@@ -145,9 +146,25 @@ class DetailControl(Task):
         return {"strengths": self.strengths.tolist()}
 
     def load_state_dict(self, state: dict[str, Any], lr_image: Tensor, generator: Restorer) -> None:
-        """Restore the patches anew and set the strengths."""
+        """Restore the patches anew and set the strengths.
+
+        Raises:
+            ValueError: For the state of another task, or strengths of another number of bands or another grid.
+        """
+        strengths = torch.tensor(state.get("strengths", 0.0), dtype=torch.float32, device=lr_image.device)
+        expected = self._shape(len(lr_image))
+        if strengths.shape not in (expected, (0,)):  # nothing yet where the state was taken before the first episode
+            raise ValueError(
+                f"task {self.name} needs strengths {expected}, the state holds {sorted(state)} with strengths "
+                f"{tuple(strengths.shape)}; take a state of the same task with the same options"
+            )
         self.start(torch.ones(len(lr_image), dtype=torch.bool, device=lr_image.device), lr_image, generator)
-        self.strengths = torch.tensor(state["strengths"], device=lr_image.device)
+        if strengths.numel():
+            self.strengths = strengths
+
+    def _shape(self, n: int) -> tuple[int, ...]:
+        """The shape of the strengths of `n` environments."""
+        return n, self.n_bands, self.grid_size, self.grid_size
 
 
 def _over(marked: Tensor, values: Tensor) -> Tensor:

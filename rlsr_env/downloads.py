@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def data_folder() -> Path:
-    """Where downloaded sets are kept: `$RLSR_DATA`, or else the platform's cache folder, like `~/.cache/rlsr/images`."""
+    """Where downloaded sets are kept: `$RLSR_DATA`, or else the platform's cache folder, `~/.cache/rlsr/images`."""
     chosen = os.environ.get("RLSR_DATA")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("rlsr", appauthor=False) / "images"
 

@@ -186,7 +186,7 @@ def _receive(address: str, part: _Part, size: int | None, timeout: float, report
                 target.write(chunk)
                 received += len(chunk)
                 report(received)
-    # http.client takes an early end of the connection for the end of the file, unless it reads all at once.
+    # http.client takes an early end of the connection for the end of the file.
     if promised is not None and received < promised:
         raise _Interrupted(f"the connection ended after {received} of {promised} bytes")
 
@@ -202,14 +202,19 @@ def _open(address: str, headers: dict[str, str], timeout: float) -> http.client.
 
 
 def _chunks(response: http.client.HTTPResponse, timeout: float) -> Iterator[bytes]:
-    """The body; what goes wrong in the network is told apart from what goes wrong on the disk."""
-    while True:
+    """The body; what goes wrong in the network is told apart from what goes wrong on the disk.
+
+    `read1` gives what has arrived, so that nothing of it is lost when the connection is.
+    """
+    left = response.length
+    while left is None or left > 0:
         try:
-            chunk = response.read(_CHUNK_BYTES)
+            chunk = response.read1(_CHUNK_BYTES if left is None else min(_CHUNK_BYTES, left))
         except (OSError, http.client.HTTPException) as error:
             raise _Interrupted(_reason(error, timeout)) from error
         if not chunk:
             return
+        left = None if left is None else left - len(chunk)
         yield chunk
 
 

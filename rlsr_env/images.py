@@ -277,8 +277,8 @@ def image_set(name: str | os.PathLike[str] | ImageSet) -> ImageSet:
 
     Args:
         name: `"sample"`, `"sample:train"`, `"sample:held-out"`, `"folder:PATH"`, a `pathlib.Path` of a folder, an image
-            set, which is returned as it is, or one of `rlsr_env.sources.SOURCES`, such as `"kodak"` and `"div2k:valid"`,
-            which is downloaded when its pictures are first asked for; without a split it is the training split.
+            set, which is returned as it is, or one of `rlsr_env.sources.SOURCES`, as `"kodak"` and `"div2k:valid"` are;
+            it is downloaded when its pictures are first asked for, and without a split it is the training split.
 
     Returns:
         The image set.

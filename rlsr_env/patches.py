@@ -156,7 +156,12 @@ class PatchSource:
 
         Returns:
             `(n, 5)` int64 patch index: picture, quality, top and left (LR pixels), flip (0 to 7).
+
+        Raises:
+            ValueError: For a picture that the set has not.
         """
+        if picture is not None and not 0 <= picture < len(self):
+            raise ValueError(f"there is no picture {picture}; the set has {len(self)}, counted from 0")
         chance = rng.random((n, 5))
         first, last = 0, self._picture.size - 1
         if picture is not None:  # the candidates of a picture lie together, so it has a stretch of the distribution

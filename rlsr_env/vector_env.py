@@ -222,9 +222,13 @@ class RestorationVectorEnv(VectorEnv):
             `final_obs`, the observations of all environments before the new episodes began.
 
         Raises:
+            TypeError: For anything but a tensor of numbers.
             ValueError: For actions of the wrong shape, or NaN or infinite ones.
             ResetNeeded: For an environment whose episode is over and was not reset.
         """
+        if not isinstance(actions, Tensor) or actions.dtype == torch.bool or actions.is_complex():
+            got = actions.dtype if isinstance(actions, Tensor) else type(actions).__name__
+            raise TypeError(f"actions must be a tensor of numbers, got {got}; step takes NumPy arrays")
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions must have shape {self.action_space.shape}, got {tuple(actions.shape)}")
         if not torch.isfinite(actions).all():
@@ -275,6 +279,11 @@ class RestorationVectorEnv(VectorEnv):
         captions = [f"step {step}: {self.metric.name} {value:.4f} {self.metric.unit}" for step, value in values]
         return tuple(add_caption(picture, text) for picture, text in zip(pictures, captions, strict=True))
 
+    @property
+    def hr_patches(self) -> Tensor:
+        """The current originals, `(N, 3, H, W)` uint8: for oracles and reports, never for an agent."""
+        return self._hr
+
     def uris(self) -> list[str]:
         """The picture that each environment's patch comes from."""
         return [self.source.uris[number] for number in self._index[:, 0]]
@@ -296,11 +305,15 @@ class RestorationVectorEnv(VectorEnv):
         The SR pictures are no part of the state: until the next step, `render` shows those from before.
 
         Raises:
-            ValueError: Where the number of environments differs.
+            ValueError: Where the number of environments, the task or its options differ.
         """
         if len(state["index"]) != self.num_envs:
             raise ValueError(f"the state is of {len(state['index'])} environments, this one has {self.num_envs}")
-        self._index = np.array(state["index"], dtype=np.int64)
+        index = np.array(state["index"], dtype=np.int64)
+        lr_image, hr_image = self.source.gather(index)
+        with torch.no_grad():
+            self.task.load_state_dict(state["task"], to_float(lr_image), self.generator)
+        self._index, self._lr, self._hr = index, lr_image, hr_image
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
         self._finished = np.array(state["finished"], dtype=np.bool_)
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
@@ -308,9 +321,6 @@ class RestorationVectorEnv(VectorEnv):
         for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
             if rng is not None:
                 rng.bit_generator.state = rng_state
-        self._lr, self._hr = self.source.gather(self._index)
-        with torch.no_grad():
-            self.task.load_state_dict(state["task"], to_float(self._lr), self.generator)
 
     def _start(self, mask: np.ndarray, pictures: Sequence[int | None] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""

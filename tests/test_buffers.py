@@ -308,7 +308,7 @@ def test_images_stay_uint8_and_are_stored_once() -> None:
     batches = minibatches(buffer, 4)
     assert {batch.observations.dtype for batch in batches} == {torch.uint8}
     # The flat order is a view of what was stored.
-    assert buffer.observations.data_ptr() == stored.data_ptr()  # type: ignore[attr-defined]
+    assert buffer.observations.data_ptr() == stored.data_ptr()
 
 
 def test_minibatches_share_no_memory_with_the_buffer() -> None:

@@ -4,7 +4,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -20,6 +20,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor, nn
 
+from rlsr_env import ENVIRONMENTS
 from rlsr_env.codec import LRCodec
 from rlsr_env.env import RestorationEnv
 from rlsr_env.images import DecodedImages, FolderImages
@@ -27,10 +28,10 @@ from rlsr_env.metrics import Metric
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
 from rlsr_env.rewards import Threshold
-from rlsr_env.tasks import PSNRPrediction, choose_task, known_tasks
+from rlsr_env.vector_env import CAPTION_HEIGHT, add_caption
 
 ENV_ID = "rlsr/PSNRPrediction-v0"
-IDS = sorted(env_id for env_id in registry if env_id.startswith("rlsr/"))
+EVERY_ID = pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))
 HEADINGS = [
     "Description",
     "Action Space",
@@ -129,7 +130,7 @@ def play(env: gymnasium.Env, n_steps: int, seed: int) -> list[Any]:
     rng = np.random.default_rng(seed)
     said: list[Any] = [env.reset(seed=seed)]
     for _ in range(n_steps):
-        step = env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+        step = env.step(rng.uniform(-1, 1, env.action_space.shape or ()).astype(np.float32))
         said.append(step)
         if step[2]:
             said.append(env.reset())
@@ -139,14 +140,19 @@ def play(env: gymnasium.Env, n_steps: int, seed: int) -> list[Any]:
 # Registration
 
 
-def test_ids_are_registered_once_and_can_be_found_by_module() -> None:
-    assert ENV_ID in IDS
-    env = gymnasium.make(f"rlsr_env:{ENV_ID}", source=FLAT_SOURCE)
+def test_the_ids_are_these() -> None:
+    assert set(ENVIRONMENTS) == {env_id for env_id in registry if env_id.startswith("rlsr/")}
+    assert set(ENVIRONMENTS) == {"rlsr/PSNRPrediction-v0", "rlsr/SuperResolution-v0", "rlsr/DetailControl-v0"}
+
+
+@EVERY_ID
+def test_an_id_can_be_found_by_its_module(env_id: str) -> None:
+    env = gymnasium.make(f"rlsr_env:{env_id}", source=FLAT_SOURCE)
     assert isinstance(env.unwrapped, RestorationEnv)
-    assert env.spec is not None and env.spec.id == ENV_ID
+    assert env.spec is not None and env.spec.id == env_id
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@EVERY_ID
 def test_every_id_has_gymnasium_headings_and_an_example(env_id: str) -> None:
     entry_point = registry[env_id].entry_point
     assert isinstance(entry_point, str)
@@ -157,20 +163,19 @@ def test_every_id_has_gymnasium_headings_and_an_example(env_id: str) -> None:
     assert env_id in text
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@EVERY_ID
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
-@pytest.mark.parametrize("quality", [75, 20])
 def test_gymnasium_checker_has_nothing_to_say(
-    env_id: str, render_mode: str | None, quality: int, settings_of_tests: dict[str, Any]
+    env_id: str, render_mode: str | None, settings_of_tests: dict[str, Any]
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gymnasium.make(env_id, render_mode=render_mode, quality=quality, **settings_of_tests)
+        env = gymnasium.make(env_id, render_mode=render_mode, **settings_of_tests)
         check_env(env.unwrapped)
         env.close()
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@EVERY_ID
 def test_stable_baselines_checker_has_nothing_to_say(env_id: str, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -179,17 +184,37 @@ def test_stable_baselines_checker_has_nothing_to_say(env_id: str, folder: Path) 
         sb3_check_env(env.unwrapped, skip_render_check=False)
 
 
-def test_the_default_patch_is_large_enough_for_cnn_policy(folder: Path) -> None:
-    env = gymnasium.make(ENV_ID, images=f"folder:{folder}", scale=2)
-    model = A2C("CnnPolicy", env, n_steps=4, seed=0, device="cpu").learn(8)
+@EVERY_ID
+def test_the_default_patch_is_large_enough_for_cnn_policy(env_id: str, folder: Path) -> None:
+    env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2)
+    model = A2C("CnnPolicy", env, n_steps=4, seed=0, device="cpu")
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(8)
     assert model.num_timesteps == 8
+    after = list(model.policy.parameters())
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(parameter.isfinite().all() for parameter in after)
 
 
-def test_the_spec_goes_through_json(settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, reward="improvement", accuracy_weight=0.5, **settings_of_tests)
+def test_a2c_learns_with_nothing_of_ours_but_the_environment() -> None:
+    model = A2C("CnnPolicy", gymnasium.make("rlsr/DetailControl-v0"), n_steps=4, seed=0, device="cpu").learn(8)
+    assert model.num_timesteps == 8
+    assert model.observation_space.shape == (6, 40, 40) and model.action_space.shape == (48,)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "option"),
+    [
+        (ENV_ID, {"accuracy_weight": 0.5}),
+        ("rlsr/SuperResolution-v0", {"metric": "ssim"}),
+        ("rlsr/DetailControl-v0", {"n_bands": 2, "grid_size": 3, "max_change": 0.5}),
+    ],
+)
+def test_the_spec_goes_through_json(env_id: str, option: dict[str, Any], settings_of_tests: dict[str, Any]) -> None:
+    env = gymnasium.make(env_id, **option, **settings_of_tests)
     assert env.spec is not None
     text = env.spec.to_json()
-    assert json.loads(text)["kwargs"]["accuracy_weight"] == 0.5
+    assert json.loads(text)["kwargs"].items() >= option.items()
     copy = gymnasium.make(EnvSpec.from_json(text))
     assert data_equivalence(play(env, 6, seed=3), play(copy, 6, seed=3), exact=True)
 
@@ -197,12 +222,13 @@ def test_the_spec_goes_through_json(settings_of_tests: dict[str, Any]) -> None:
 # Determinism
 
 
+@EVERY_ID
 @pytest.mark.parametrize("make_generator", [lambda: None, small_network], ids=["lanczos", "network"])
 def test_fifty_steps_are_exactly_the_same_twice(
-    make_generator: Callable[[], nn.Module | None], settings_of_tests: dict[str, Any]
+    env_id: str, make_generator: Callable[[], nn.Module | None], settings_of_tests: dict[str, Any]
 ) -> None:
     first, second = (
-        play(gymnasium.make(ENV_ID, generator=make_generator(), reward="improvement", **settings_of_tests), 50, seed=7)
+        play(gymnasium.make(env_id, generator=make_generator(), reward="improvement", **settings_of_tests), 50, seed=7)
         for _ in range(2)
     )
     assert len(first) == 1 + 50 + 12
@@ -210,8 +236,11 @@ def test_fifty_steps_are_exactly_the_same_twice(
     assert len({np.asarray(entry[0]).tobytes() for entry in first}) > 10  # of 13 episodes, most are on new patches
 
 
-def test_another_seed_is_another_patch_and_an_unseeded_reset_goes_on(settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, **settings_of_tests)
+@EVERY_ID
+def test_another_seed_is_another_patch_and_an_unseeded_reset_goes_on(
+    env_id: str, settings_of_tests: dict[str, Any]
+) -> None:
+    env = gymnasium.make(env_id, **settings_of_tests)
     seven, after_seven = env.reset(seed=7)[0], env.reset()[0]
     assert not np.array_equal(seven, after_seven)
     assert not np.array_equal(seven, env.reset(seed=8)[0])
@@ -224,15 +253,17 @@ def test_without_any_seed_two_environments_differ(settings_of_tests: dict[str, A
     assert any(not np.array_equal(first.reset()[0], second.reset()[0]) for _ in range(3))
 
 
-def test_a_pickled_copy_goes_on_equally(settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, reward="improvement", generator=small_network(), **settings_of_tests)
+@EVERY_ID
+def test_a_pickled_copy_goes_on_equally(env_id: str, settings_of_tests: dict[str, Any]) -> None:
+    env = gymnasium.make(env_id, reward="improvement", generator=small_network(), **settings_of_tests)
+    shape = env.action_space.shape or ()
     env.reset(seed=1)
-    env.step(NO_ACTION)
+    env.step(np.full(shape, 0.5, dtype=np.float32))
     copy = pickle.loads(pickle.dumps(env))
 
     def go_on(either: gymnasium.Env) -> list[Any]:
-        steps = [either.step(np.full(1, 0.1 * i, dtype=np.float32)) for i in range(3)]
-        return [steps, either.reset(), either.step(NO_ACTION), either.reset()]
+        steps = [either.step(np.full(shape, 0.1 * i, dtype=np.float32)) for i in range(3)]
+        return [steps, either.reset(), either.step(np.zeros(shape, dtype=np.float32)), either.reset()]
 
     assert data_equivalence(go_on(env), go_on(copy), exact=True)
 
@@ -279,12 +310,28 @@ def test_improvement_pays_the_rise_of_the_psnr_computed_here() -> None:
         before = after
 
 
+@EVERY_ID
 @pytest.mark.parametrize("seed", range(4))
-def test_the_first_step_pays_a_gain_and_not_the_metric(seed: int, settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, reward="improvement", **settings_of_tests)
+def test_the_first_step_pays_a_gain_and_not_the_metric(
+    env_id: str, seed: int, settings_of_tests: dict[str, Any]
+) -> None:
+    env = gymnasium.make(env_id, reward="improvement", metric="psnr", **settings_of_tests)
     _, info = env.reset(seed=seed)
     assert info["psnr"] > 10
-    assert env.step(NO_ACTION)[1] == 0.0
+    _, reward, _, _, later = env.step(env.action_space.sample())
+    assert reward == pytest.approx(later["psnr"] - info["psnr"], abs=1e-5)
+
+
+@EVERY_ID
+@pytest.mark.parametrize("seed", range(4))
+def test_the_do_nothing_action_pays_exactly_nothing(env_id: str, seed: int, settings_of_tests: dict[str, Any]) -> None:
+    env = gymnasium.make(env_id, reward="improvement", generator=small_network(), **settings_of_tests)
+    obs, _ = env.reset(seed=seed)
+    action = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    if env_id == "rlsr/SuperResolution-v0":  # there, to do nothing is to return the generator's picture
+        with torch.no_grad():
+            action = 2 * small_network()(as_tensor(obs))[0].numpy() - 1
+    assert [env.step(action)[1] for _ in range(4)] == [0.0] * 4
 
 
 def test_gains_do_not_reach_over_the_end_of_an_episode() -> None:
@@ -323,9 +370,9 @@ def test_a_reward_object_is_taken_as_it_is(settings_of_tests: dict[str, Any]) ->
         (151, 0.0, 13.9794, -0.5 * 16.0206 / 20),
         (151, -0.5, 13.9794, -0.5 * 6.0206 / 20),
         (151, (13.9794 - 30) / 20, 13.9794, 0.0),
-        # No error at all, an infinite PSNR, counts as the end of the range, 50 dB.
-        (100, 1.0, np.inf, 0.0),
-        (100, 0.0, np.inf, -0.5),
+        # No error at all, an infinite PSNR, counts as 100 dB, and that as the end of the range, 50 dB.
+        (100, 1.0, 100.0, 0.0),
+        (100, 0.0, 100.0, -0.5),
         # 155 levels off is 4.3242 dB, below the range: it counts as 10 dB.
         (255, -1.0, 4.3242, 0.0),
         (255, 1.0, 4.3242, -1.0),
@@ -370,16 +417,21 @@ def test_without_the_bonus_the_action_changes_nothing_but_the_prediction(action:
 # Episodes, observations and infos
 
 
-@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("env_id", "length"),
+    [(ENV_ID, 5), ("rlsr/SuperResolution-v0", 1), ("rlsr/DetailControl-v0", 3), (ENV_ID, 2)],
+)
 def test_an_episode_terminates_after_its_length_and_is_never_truncated(
-    length: int, settings_of_tests: dict[str, Any]
+    env_id: str, length: int, settings_of_tests: dict[str, Any]
 ) -> None:
-    env = gymnasium.make(ENV_ID, **{**settings_of_tests, "episode_length": length})
+    option = {} if length == ENVIRONMENTS[env_id]["episode_length"] else {"episode_length": length}
+    others = {name: value for name, value in settings_of_tests.items() if name != "episode_length"}
+    env = gymnasium.make(env_id, **option, **others)
     for seed in (0, None):
         env.reset(seed=seed)
         ends = []
         for _ in range(length):
-            _, reward, terminated, truncated, _ = env.step(NO_ACTION)
+            _, reward, terminated, truncated, _ = env.step(np.zeros(env.action_space.shape or (), np.float32))
             assert type(reward) is float and type(terminated) is bool and type(truncated) is bool
             assert not truncated
             ends.append(terminated)
@@ -400,52 +452,63 @@ def test_stepping_after_the_end_or_before_a_reset_needs_a_reset(settings_of_test
     assert env.step(NO_ACTION)[2] is False
 
 
-def test_the_observation_is_the_lr_patch_through_the_whole_episode() -> None:
+@EVERY_ID
+def test_the_first_three_channels_are_the_lr_patch_through_the_whole_episode(env_id: str) -> None:
     hr_image = picture(32, 32, seed=5)
-    env = gymnasium.make(ENV_ID, source=one_patch(hr_image, quality=20))
+    env = gymnasium.make(env_id, source=one_patch(hr_image, quality=20))
     obs, _ = env.reset(seed=0)
-    assert obs.dtype == np.uint8 and obs.shape == (3, 16, 16)
-    pictures_of(obs, hr_image, quality=20)  # raises where it is no flip of the decoded file
-    for _ in range(5):
-        assert np.array_equal(env.step(NO_ACTION)[0], obs)
+    assert obs.dtype == np.uint8 and obs.shape[1:] == (16, 16)
+    pictures_of(obs[:3], hr_image, quality=20)  # raises where it is no flip of the decoded file
+    for _ in range(ENVIRONMENTS[env_id]["episode_length"]):
+        assert np.array_equal(env.step(env.action_space.sample())[0][:3], obs[:3])
 
 
-def test_infos_hold_nothing_but_the_metric_and_the_prediction(settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, metric="ssim", **settings_of_tests)
+@EVERY_ID
+def test_observations_are_the_same_whatever_the_original(env_id: str) -> None:
+    source, other = one_patch(picture(32, 32, seed=5)), one_patch(picture(32, 32, seed=5))
+    other._hr = torch.flip(other._hr, dims=(0,))  # the LR files were made before
+    said, other_said = (play(gymnasium.make(env_id, source=either), 6, seed=0) for either in (source, other))
+    for entry, other_entry in zip(said, other_said, strict=True):
+        assert np.array_equal(entry[0], other_entry[0])
+        assert entry[-1] != other_entry[-1]  # the metric, which shows that the originals differ
+
+
+@EVERY_ID
+def test_infos_hold_nothing_but_the_metric_and_the_prediction(env_id: str, settings_of_tests: dict[str, Any]) -> None:
+    env = gymnasium.make(env_id, metric="ssim", **settings_of_tests)
     _, info = env.reset(seed=0)
     assert set(info) == {"ssim"}
     assert type(info["ssim"]) is float
-    info = env.step(NO_ACTION)[4]
-    assert set(info) == {"ssim", "predicted_psnr"}
+    info = env.step(env.action_space.sample())[4]
+    assert set(info) == ({"ssim", "predicted_psnr"} if env_id == ENV_ID else {"ssim"})
     assert all(type(value) is float for value in info.values())
 
 
-def test_spoiling_what_was_returned_changes_nothing_later(settings_of_tests: dict[str, Any]) -> None:
+@EVERY_ID
+def test_spoiling_what_was_returned_changes_nothing_later(env_id: str, settings_of_tests: dict[str, Any]) -> None:
     spoilt, clean = (
-        RestorationEnv(reward="improvement", render_mode="rgb_array", **settings_of_tests) for _ in range(2)
+        RestorationEnv(**{**ENVIRONMENTS[env_id], **settings_of_tests}, render_mode="rgb_array") for _ in range(2)
     )
     obs, info = spoilt.reset(seed=0)
     clean.reset(seed=0)
-    for _ in range(3):
+    for level in (0.1, -0.2, 0.3):
         obs[:] = 0
         info.clear()
         frame = spoilt.render()
         assert frame is not None
         frame[:] = 0
-        obs, *rest, info = spoilt.step(NO_ACTION)
-        assert data_equivalence([obs, *rest, info], list(clean.step(NO_ACTION)), exact=True)
+        action, clean_action = (np.full(spoilt.action_space.shape or (), level, dtype=np.float32) for _ in range(2))
+        obs, *rest, info = spoilt.step(action)
+        assert np.array_equal(action, clean_action)
+        action[:] = 1
+        assert data_equivalence([obs, *rest, info], list(clean.step(clean_action)), exact=True)
         assert data_equivalence(spoilt.render(), clean.render(), exact=True)
 
 
-def test_an_action_is_not_changed_or_kept(settings_of_tests: dict[str, Any]) -> None:
-    env = gymnasium.make(ENV_ID, accuracy_weight=1.0, **settings_of_tests)
+def test_an_action_of_float64_is_taken_too(settings_of_tests: dict[str, Any]) -> None:
+    env = RestorationEnv(**settings_of_tests)
     env.reset(seed=0)
-    action = np.array([0.5], dtype=np.float32)
-    info = env.step(action)[4]
-    assert action.tolist() == [0.5]
-    action[:] = -1
-    assert info["predicted_psnr"] == 40.0
-    assert env.step(np.array([0.5]))[4]["predicted_psnr"] == 40.0  # float64 is taken too
+    assert env.step(np.array([0.5]))[4]["predicted_psnr"] == 40.0
 
 
 # The generator
@@ -520,11 +583,11 @@ def test_a_frame_right_after_reset_is_lr_and_sr_side_by_side(scale: int) -> None
     obs, _ = env.reset(seed=0)
     frame = env.render()
     assert isinstance(frame, np.ndarray)
-    assert frame.dtype == np.uint8 and frame.shape == (36, 72, 3)
-    assert np.array_equal(frame[:, :36], obs.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1))
+    assert frame.dtype == np.uint8 and frame.shape == (36 + CAPTION_HEIGHT, 72, 3)
+    assert np.array_equal(frame[:36, :36], obs.transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1))
     lr_tensor, _ = pictures_of(obs, hr_image, scale)
     sr_levels = (upsample(lr_tensor, scale)[0].permute(1, 2, 0) * 255).round().clip(0, 255).numpy()
-    assert np.abs(frame[:, 36:].astype(int) - sr_levels).max() <= 1
+    assert np.abs(frame[:36, 36:].astype(int) - sr_levels).max() <= 1
 
 
 def test_the_frame_shows_the_newest_sr_picture() -> None:
@@ -535,7 +598,57 @@ def test_the_frame_shows_the_newest_sr_picture() -> None:
     env.step(NO_ACTION)
     frame = env.render()
     assert isinstance(frame, np.ndarray)
-    assert (frame[:, 16:] == 200).all()
+    assert (frame[:16, 16:] == 200).all()
+
+
+def test_a_frame_shows_the_original_only_where_it_is_asked_for() -> None:
+    hr_image = picture(32, 32, seed=5)
+    with_original, without = (
+        gymnasium.make(ENV_ID, source=one_patch(hr_image), render_mode="rgb_array", **option)
+        for option in ({"render_original": True}, {})
+    )
+    obs, _ = with_original.reset(seed=0)
+    without.reset(seed=0)
+    frame, plain_frame = with_original.render(), without.render()
+    assert isinstance(frame, np.ndarray) and isinstance(plain_frame, np.ndarray)
+    assert frame.shape == (32 + CAPTION_HEIGHT, 96, 3) and plain_frame.shape == (32 + CAPTION_HEIGHT, 64, 3)
+    assert np.array_equal(frame[:32, :64], plain_frame[:32])
+    _, hr_tensor = pictures_of(obs, hr_image)
+    assert np.array_equal(frame[:32, 64:], (hr_tensor[0] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_the_caption_is_white_on_black_and_tells_step_and_metric() -> None:
+    generator = Level(151)
+    source = one_patch(np.full((160, 160, 3), 100, dtype=np.uint8))
+    env = gymnasium.make(ENV_ID, generator=generator, source=source, render_mode="rgb_array")
+    env.reset(seed=0)
+    for step, (level, value) in enumerate([(151, "13.9794"), (255, "4.3242"), (100, "100.0000")]):
+        if step:
+            generator.level = level
+            env.step(NO_ACTION)
+        frame = env.render()
+        assert isinstance(frame, np.ndarray)
+        assert frame[160:].max() == 255 and frame[160:].min() == 0
+        assert np.array_equal(frame, add_caption(frame[:160], f"step {step}: psnr {value} dB"))
+
+
+def test_a_caption_leaves_the_picture_alone_and_is_cut_off_at_its_edge() -> None:
+    grey = np.full((20, 30, 3), 128, dtype=np.uint8)
+    frame = add_caption(grey, "a metric of a very long name")
+    assert frame.shape == (20 + CAPTION_HEIGHT, 30, 3)
+    assert np.array_equal(frame[:20], grey)
+    assert (frame[20:] > 0).any()
+    assert not (add_caption(grey, "")[20:] > 0).any()
+
+
+@EVERY_ID
+def test_gymnasium_records_a_video(env_id: str, tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("moviepy")
+    env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2, render_mode="rgb_array")
+    recorder = gymnasium.wrappers.RecordVideo(env, str(tmp_path))
+    play(recorder, 3, seed=0)
+    recorder.close()
+    assert list(tmp_path.glob("*.mp4"))
 
 
 def test_without_a_render_mode_there_is_no_frame(settings_of_tests: dict[str, Any]) -> None:
@@ -578,7 +691,7 @@ def test_an_action_that_is_none_is_refused_and_the_episode_goes_on(
         ({"metric": "ms_ssim"}, "ms_ssim needs pictures of 161 pixels or more, the patches have 24"),
         ({"reward": "fame"}, "Unknown reward 'fame'"),
         ({"images": "imagenet"}, "unknown image set 'imagenet'"),
-        ({"task": "chess"}, "unknown task 'chess'; known: psnr_prediction"),
+        ({"task": "chess"}, "unknown task 'chess'; known: psnr_prediction, super_resolution, detail_control"),
         ({"accuracy": 1.0}, r"task 'psnr_prediction' has no option \['accuracy'\]; known: \['accuracy_weight'\]"),
         ({"accuracy_weight": -1.0}, "accuracy_weight must be finite and not negative, got -1.0"),
         ({"render_mode": "ansi"}, "unknown render_mode 'ansi'"),
@@ -609,43 +722,35 @@ def test_an_image_set_object_is_taken_as_it_is(folder: Path) -> None:
     assert np.array_equal(obs, by_name)
 
 
-def test_reset_options_that_are_unknown_are_refused(settings_of_tests: dict[str, Any]) -> None:
+# Reset options
+
+
+@EVERY_ID
+def test_a_reset_takes_the_patch_from_the_picture_that_is_named(
+    env_id: str, settings_of_tests: dict[str, Any], folder: Path
+) -> None:
+    env = gymnasium.make(env_id, **settings_of_tests)
+    batch = cast(RestorationEnv, env.unwrapped)._batch
+    for name in ("2.png", "0.png", "1.png", "2.png"):
+        uri = f"folder:{folder}/{name}"
+        observations = {env.reset(seed=seed, options={"uri": uri})[0].tobytes() for seed in range(5)}
+        assert batch.uris() == [uri]
+        assert len(observations) > 1
+    assert len({batch.uris()[0] for _ in range(20) if env.reset()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "folder:0.png"}, r"unknown reset options \['url'\]; known: reset_mask, uri"),
+        ({"uri": "folder:0.png"}, r"no picture 'folder:0.png' in the image set, which has 3: folder:.*0\.png, "),
+        ({"reset_mask": np.array([True])}, "reset_mask is for vector environments"),
+    ],
+)
+def test_a_wrong_reset_option_is_refused(
+    options: dict[str, Any], message: str, settings_of_tests: dict[str, Any]
+) -> None:
     env = RestorationEnv(**settings_of_tests)
-    with pytest.raises(ValueError, match=r"unknown reset options \['uri'\]"):
-        env.reset(seed=0, options={"uri": "folder:0.png"})
+    with pytest.raises(ValueError, match=message):
+        env.reset(seed=0, options=options)
     assert np.array_equal(env.reset(seed=0, options={})[0], env.reset(seed=0)[0])
-
-
-# Tasks
-
-
-def test_a_task_by_name_gets_its_options() -> None:
-    assert choose_task("psnr_prediction") == PSNRPrediction(0.0)
-    assert choose_task("psnr_prediction", accuracy_weight=0.5) == PSNRPrediction(0.5)
-    assert {name: task.name for name, task in known_tasks().items()} == {name: name for name in known_tasks()}
-
-
-def test_a_task_object_is_taken_as_it_is_and_has_its_options_already(settings_of_tests: dict[str, Any]) -> None:
-    task = PSNRPrediction(0.5)
-    assert choose_task(task) is task
-    assert RestorationEnv(task=task, **settings_of_tests).action_space == task.action_space(40, 2)
-    with pytest.raises(ValueError, match=r"options \['accuracy_weight'\] were given with a task object"):
-        choose_task(task, accuracy_weight=0.1)
-
-
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_an_accuracy_weight_that_is_negative_or_not_finite_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match="accuracy_weight must be finite and not negative"):
-        PSNRPrediction(weight)
-
-
-def test_predictions_by_hand() -> None:
-    actions = torch.tensor([[-1.0], [0.0], [0.25], [1.0]])
-    task = PSNRPrediction(2.0)
-    assert task.predicted_psnr(actions).tolist() == [10, 30, 35, 50]
-    values = torch.tensor([10.0, 32.0, 25.0, 60.0], dtype=torch.float64)
-    bonus = task.bonus(actions, values)
-    assert bonus is not None
-    assert bonus.tolist() == pytest.approx([0.0, -0.2, -1.0, 0.0])
-    assert PSNRPrediction().bonus(actions, values) is None
-    assert task.describe(actions)["predicted_psnr"].tolist() == [10, 30, 35, 50]
