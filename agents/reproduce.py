@@ -50,6 +50,7 @@ from rlsr_env.vector_env import RestorationVectorEnv
 METHODS = ("srgan", "rl-srgan")
 PRETRAINED = "pretrained"
 CONFIG = "config.json"
+COMMAND = "command.txt"
 N_CURVE_POINTS = 20
 # Seeds of what is no part of the comparison; the methods' own seeds are 0, 1, ...
 PRETRAINING_SEED, PROBE_SEED = 1_000_003, 1_000_033
@@ -88,6 +89,15 @@ def _read_resumed(options: ReproduceOptions) -> ReproduceOptions:
     return ReproduceOptions.from_json(config.read_text())
 
 
+def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state of an interrupted stage."""
+    try:
+        return torch.load(path, map_location=device)
+    except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is damaged ({reason}); delete it, and the stage starts anew") from error
+
+
 class Reproduction:
     """One run of `rlsr reproduce`.
 
@@ -114,7 +124,8 @@ class Reproduction:
         else:
             self.out = options.out or Path("runs") / time.strftime("reproduce-%Y%m%d-%H%M%S")
             _check_out(self.out)
-        self.command = command
+        first_command = self.out / COMMAND
+        self.command = first_command.read_text().strip() if self.resumed and first_command.is_file() else command
         self.options = options
         options.check()
         self.device = choose_device(options.device)
@@ -180,6 +191,7 @@ class Reproduction:
         for name in ("weights", "checkpoints", "curves"):
             (self.out / name).mkdir(exist_ok=True)
         if not self.resumed:
+            write_whole(self.out / COMMAND, lambda file: file.write(f"{self.command}\n".encode()))
             write_whole(self.out / CONFIG, lambda file: file.write(self.options.to_json().encode()))
         with self.interruption:
             start = self._train(PRETRAINED, self._pretraining)
@@ -256,7 +268,7 @@ class Reproduction:
         points: list[dict[str, float]] = []
         seconds = 0.0
         if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=self.device)
+            state = _read_checkpoint(checkpoint, self.device)
             stage.load_state_dict(state["stage"])
             points, seconds = state["points"], state["seconds"]
         started = time.perf_counter()

@@ -189,8 +189,8 @@ def test_the_default_patch_is_large_enough_for_cnn_policy(env_id: str, folder: P
     env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2)
     model = A2C("CnnPolicy", env, n_steps=4, seed=0, device="cpu")
     before = [parameter.clone() for parameter in model.policy.parameters()]
-    model.learn(8)
-    assert model.num_timesteps == 8
+    model.learn(4)
+    assert model.num_timesteps == 4
     after = list(model.policy.parameters())
     assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert all(parameter.isfinite().all() for parameter in after)
@@ -222,18 +222,20 @@ def test_the_spec_goes_through_json(env_id: str, option: dict[str, Any], setting
 # Determinism
 
 
-@EVERY_ID
-@pytest.mark.parametrize("make_generator", [lambda: None, small_network], ids=["lanczos", "network"])
-def test_fifty_steps_are_exactly_the_same_twice(
+@pytest.mark.parametrize(
+    ("env_id", "make_generator"),
+    [(ENV_ID, lambda: None), *((env_id, small_network) for env_id in sorted(ENVIRONMENTS))],
+)
+def test_thirty_steps_are_exactly_the_same_twice(
     env_id: str, make_generator: Callable[[], nn.Module | None], settings_of_tests: dict[str, Any]
 ) -> None:
     first, second = (
-        play(gymnasium.make(env_id, generator=make_generator(), reward="improvement", **settings_of_tests), 50, seed=7)
+        play(gymnasium.make(env_id, generator=make_generator(), reward="improvement", **settings_of_tests), 30, seed=7)
         for _ in range(2)
     )
-    assert len(first) == 1 + 50 + 12
+    assert len(first) == 1 + 30 + 7
     assert data_equivalence(first, second, exact=True)
-    assert len({np.asarray(entry[0]).tobytes() for entry in first}) > 10  # of 13 episodes, most are on new patches
+    assert len({np.asarray(entry[0])[:3].tobytes() for entry in first}) > 6  # of 8 episodes, most are on new patches
 
 
 @EVERY_ID
@@ -418,15 +420,18 @@ def test_without_the_bonus_the_action_changes_nothing_but_the_prediction(action:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "length"),
-    [(ENV_ID, 5), ("rlsr/SuperResolution-v0", 1), ("rlsr/DetailControl-v0", 3), (ENV_ID, 2)],
+    ("env_id", "option", "length"),
+    [
+        (ENV_ID, {}, 5),
+        ("rlsr/SuperResolution-v0", {}, 1),
+        ("rlsr/DetailControl-v0", {}, 3),
+        (ENV_ID, {"episode_length": 2}, 2),
+    ],
 )
 def test_an_episode_terminates_after_its_length_and_is_never_truncated(
-    env_id: str, length: int, settings_of_tests: dict[str, Any]
+    env_id: str, option: dict[str, Any], length: int
 ) -> None:
-    option = {} if length == ENVIRONMENTS[env_id]["episode_length"] else {"episode_length": length}
-    others = {name: value for name, value in settings_of_tests.items() if name != "episode_length"}
-    env = gymnasium.make(env_id, **option, **others)
+    env = gymnasium.make(env_id, source=FLAT_SOURCE, **option)
     for seed in (0, None):
         env.reset(seed=seed)
         ends = []
@@ -617,7 +622,7 @@ def test_a_frame_shows_the_original_only_where_it_is_asked_for() -> None:
     assert np.array_equal(frame[:32, 64:], (hr_tensor[0] * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def test_the_caption_is_white_on_black_and_tells_step_and_metric() -> None:
+def test_the_caption_tells_step_and_metric() -> None:
     generator = Level(151)
     source = one_patch(np.full((160, 160, 3), 100, dtype=np.uint8))
     env = gymnasium.make(ENV_ID, generator=generator, source=source, render_mode="rgb_array")
@@ -628,7 +633,6 @@ def test_the_caption_is_white_on_black_and_tells_step_and_metric() -> None:
             env.step(NO_ACTION)
         frame = env.render()
         assert isinstance(frame, np.ndarray)
-        assert frame[160:].max() == 255 and frame[160:].min() == 0
         assert np.array_equal(frame, add_caption(frame[:160], f"step {step}: psnr {value} dB"))
 
 

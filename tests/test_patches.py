@@ -148,6 +148,48 @@ def test_drawing_one_by_one_is_as_drawing_at_once() -> None:
     assert np.array_equal(one_by_one, source.draw(np.random.default_rng(7), 10))
 
 
+@given(
+    sides=st.lists(st.tuples(st.integers(16, 40), st.integers(16, 40)), min_size=1, max_size=4),
+    flat=st.integers(0, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None, max_examples=40)
+def test_patches_of_a_chosen_picture_come_from_it_alone(sides: list[tuple[int, int]], flat: int, seed: int) -> None:
+    images = [np.full((*side, 3), 90, np.uint8) if i == flat else noise(*side, i) for i, side in enumerate(sides)]
+    source = PatchSource(decoded(*images), LRCodec(2), 8)
+    for picture, (height, width) in enumerate(sides):
+        index = source.draw(np.random.default_rng(seed), 50, picture)
+        assert (index[:, IMAGE] == picture).all()
+        assert (index[:, [TOP, LEFT]] >= 0).all()
+        assert (index[:, TOP] <= height // 2 - 8).all() and (index[:, LEFT] <= width // 2 - 8).all()
+
+
+def test_a_chosen_picture_takes_as_many_random_numbers_as_any() -> None:
+    source = PatchSource(decoded(noise(40, 40), noise(40, 40, 1)), LRCodec(2), 8)
+    chosen, free = np.random.default_rng(0), np.random.default_rng(0)
+    index, free_index = source.draw(chosen, 5, 1), source.draw(free, 5)
+    assert chosen.random() == free.random()
+    assert np.array_equal(index[:, [QUALITY, FLIP]], free_index[:, [QUALITY, FLIP]])
+
+
+def test_within_a_chosen_picture_places_are_as_likely_as_otherwise() -> None:
+    left = np.concatenate([noise(32, 32), np.full((32, 64, 3), 90, np.uint8)], axis=1)  # detail only on the left
+    source = PatchSource(decoded(noise(40, 40, 1), left), LRCodec(2), 8)
+    chosen, free = source.draw(np.random.default_rng(0), 4000, 1), source.draw(np.random.default_rng(1), 40000)
+    free = free[free[:, IMAGE] == 1]
+    columns = np.arange(41)
+    shares = [np.mean(index[:, LEFT, None] <= columns, axis=0) for index in (chosen, free)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.04
+    assert (chosen[:, LEFT] < 16).mean() > 0.7
+
+
+@pytest.mark.parametrize("picture", [-1, 2])
+def test_refuses_to_draw_from_a_picture_that_is_none(picture: int) -> None:
+    source = PatchSource(decoded(noise(40, 40), noise(40, 40, 1)), LRCodec(2), 8)
+    with pytest.raises(ValueError, match=f"there is no picture {picture}; the set has 2, counted from 0"):
+        source.draw(np.random.default_rng(0), 1, picture)
+
+
 def test_prefers_gradient_energy_and_still_draws_smooth_patches() -> None:
     half_flat = noise(64, 256)
     half_flat[:, :128] = 90

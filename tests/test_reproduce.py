@@ -2,12 +2,10 @@ import contextlib
 import io
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from agents.cli import main
 from agents.options import ReproduceOptions
-from agents.reproduce import Interrupted, Reproduction
+from agents.reproduce import Interrupted, Reproduction, _read_checkpoint
 from agents.stages import Stage
 from gan.losses import Metrics
 from rlsr_env.codec import LRCodec
@@ -334,6 +333,7 @@ def test_resuming_a_finished_run_just_measures_again(
     reproduction.run()
     assert outcome(copy_of_finished) == outcome(finished)
     assert read(copy_of_finished / "results.json")["seconds"] == read(finished / "results.json")["seconds"]
+    assert read(copy_of_finished / "results.json")["command"] == read(finished / "results.json")["command"]
     assert (copy_of_finished / "comparison.png").is_file()
     assert (copy_of_finished / "curves.png").is_file()
 
@@ -392,13 +392,11 @@ def test_ctrl_c_of_a_real_process_leaves_a_run_to_go_on_with(
 
 
 def test_quick_run_on_the_default_pictures(tmp_path: Path) -> None:
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "agents.cli", "reproduce", "--quick", "--out", "out"],
-        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=1200,
+        cwd=tmp_path, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    print(f"rlsr reproduce --quick took {time.perf_counter() - started:.0f} s")
     assert done.stdout == "wrote out/results.json, table.md, comparison.png, curves.png\n"
     assert "content loss: VGG19 of fixed random weights (seed 0)" in done.stderr
     results = read(tmp_path / "out" / "results.json")
@@ -419,3 +417,10 @@ def test_quick_run_on_the_default_pictures(tmp_path: Path) -> None:
     table = (tmp_path / "out" / "table.md").read_text()
     assert "Command: `rlsr reproduce --quick --out out`" in table
     assert "n/a" not in table
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "srgan-seed0.pt"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"srgan-seed0\.pt is damaged .*delete it, and the stage starts anew"):
+        _read_checkpoint(path, torch.device("cpu"))

@@ -19,15 +19,16 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
-import rlsr_env  # noqa: F401  (registers the ids)
 from agents.vec_env import GymnasiumVecEnv
+from rlsr_env import ENVIRONMENTS
 from rlsr_env.codec import LRCodec
-from rlsr_env.images import DecodedImages
+from rlsr_env.images import DecodedImages, decode_images, image_set
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
-from rlsr_env.vector_env import RestorationVectorEnv
+from rlsr_env.vector_env import CAPTION_HEIGHT, RestorationVectorEnv
 
 ENV_ID = "rlsr/PSNRPrediction-v0"
+EVERY_ID = pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 BOTH_MODES = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 Settings = dict[str, Any]
@@ -78,20 +79,35 @@ class Dimmed:
         return self.weight * upsample(lr_image, 2)
 
 
+@pytest.fixture(scope="module")
+def tiny(small: Settings) -> Settings:
+    """The same patches for any task, decoded once; metric, reward and episode length are each id's own."""
+    images = decode_images(image_set(small["images"]), min_size=24)
+    return {"source": PatchSource(images, LRCodec(2), 12)}
+
+
 def native(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, **settings: Any) -> RestorationVectorEnv:
     return RestorationVectorEnv(num_envs, autoreset_mode=mode, **settings)
 
 
-def scalar_by_scalar(num_envs: int, mode: AutoresetMode, **settings: Any) -> SyncVectorEnv:
+def native_by_id(
+    env_id: str, num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, **settings: Any
+) -> RestorationVectorEnv:
+    env = gymnasium.make_vec(env_id, num_envs, autoreset_mode=mode, **settings)
+    assert isinstance(env, RestorationVectorEnv)
+    return env
+
+
+def scalar_by_scalar(num_envs: int, mode: AutoresetMode, env_id: str = ENV_ID, **settings: Any) -> SyncVectorEnv:
     env = gymnasium.make_vec(
-        ENV_ID, num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **settings
+        env_id, num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **settings
     )
     assert isinstance(env, SyncVectorEnv)
     return env
 
 
-def actions_of(num_envs: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.uniform(-1, 1, (num_envs, 1)).astype(np.float32)
+def actions_of(env: VectorEnv, rng: np.random.Generator) -> np.ndarray:
+    return rng.uniform(-1, 1, env.action_space.shape or ()).astype(np.float32)
 
 
 def play(env: VectorEnv, n_steps: int, seed: int, between: Callable[[int], None] = lambda i: None) -> list[Any]:
@@ -101,7 +117,7 @@ def play(env: VectorEnv, n_steps: int, seed: int, between: Callable[[int], None]
     said: list[Any] = [env.reset(seed=seed)]
     for i in range(n_steps):
         between(i)
-        said.append(env.step(actions_of(env.num_envs, rng)))
+        said.append(env.step(actions_of(env, rng)))
         again = rng.random(env.num_envs) < (0.5 if i < 3 else 0.0)
         if disabled:
             again |= said[-1][2]
@@ -120,16 +136,37 @@ def assert_equal(first: Sequence[Any] | np.ndarray, second: Sequence[Any] | np.n
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("num_envs", [1, 2, 5])
-@pytest.mark.parametrize("metric", ["psnr", "ssim"])
-def test_is_bit_equal_to_scalar_environments(num_envs: int, mode: AutoresetMode, metric: str, small: Settings) -> None:
-    said = play(native(num_envs, mode, generator=small_network(), metric=metric, **small), 12, seed=num_envs)
-    expected = play(scalar_by_scalar(num_envs, mode, generator=small_network(), metric=metric, **small), 12, num_envs)
+@pytest.mark.parametrize("num_envs", [1, 5])
+@EVERY_ID
+def test_is_bit_equal_to_scalar_environments(env_id: str, num_envs: int, mode: AutoresetMode, tiny: Settings) -> None:
+    settings = {"generator": small_network(), "metric": "ssim", "reward": "improvement", "episode_length": 3, **tiny}
+    said = play(native_by_id(env_id, num_envs, mode, **settings), 12, seed=num_envs)
+    expected = play(scalar_by_scalar(num_envs, mode, env_id, **settings), 12, num_envs)
     assert_equal(said, expected)
     ends = sum(entry[2] for entry in said if len(entry) == 5)
     assert (ends >= 3).all()  # three episodes at least
     if num_envs == 5:
         assert any(0 < entry[2].sum() < 5 for entry in said if len(entry) == 5)  # that do not all end at once
+
+
+@BOTH_MODES
+@EVERY_ID
+def test_is_bit_equal_as_it_is_registered(env_id: str, mode: AutoresetMode, tiny: Settings) -> None:
+    said = play(native_by_id(env_id, 3, mode, **tiny), 6, seed=0)
+    assert_equal(said, play(scalar_by_scalar(3, mode, env_id, **tiny), 6, seed=0))
+
+
+@BOTH_MODES
+def test_is_bit_equal_with_the_tasks_own_options(mode: AutoresetMode, tiny: Settings) -> None:
+    for env_id, options in (
+        (ENV_ID, {"accuracy_weight": 0.5}),
+        ("rlsr/DetailControl-v0", {"n_bands": 2, "grid_size": 3, "max_change": 0.3, "metric": "psnr"}),
+    ):
+        said, expected = (
+            native_by_id(env_id, 3, mode, **options, **tiny),
+            scalar_by_scalar(3, mode, env_id, **options, **tiny),
+        )
+        assert_equal(play(said, 6, seed=0), play(expected, 6, seed=0))
 
 
 @BOTH_MODES
@@ -220,16 +257,17 @@ def test_the_generator_is_called_once_a_step_on_the_whole_batch_without_gradient
 # make_vec
 
 
-def test_make_vec_makes_the_native_environment_without_a_warning(small: Settings) -> None:
+@EVERY_ID
+def test_make_vec_makes_the_native_environment_without_a_warning(env_id: str, tiny: Settings) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gymnasium.make_vec(ENV_ID, num_envs=4, **small)
+        env = gymnasium.make_vec(env_id, num_envs=4, **tiny)
         assert isinstance(env, RestorationVectorEnv)
         assert env.num_envs == 4
         assert env.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
         obs, _ = env.reset(seed=0)
         assert env.observation_space.contains(obs)
-        assert env.action_space.contains(np.zeros((4, 1), dtype=np.float32))
+        assert env.action_space.contains(np.stack([env.single_action_space.sample() for _ in range(4)]))
         obs, rewards, terminated, truncated, _ = env.step(env.action_space.sample())
         assert env.observation_space.contains(obs)
         assert rewards.shape == terminated.shape == truncated.shape == (4,)
@@ -243,8 +281,10 @@ def test_make_vec_takes_the_autoreset_mode(mode: str | AutoresetMode, small: Set
     assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
 
 
-def test_the_spec_goes_through_json(small: Settings) -> None:
-    env = gymnasium.make_vec(ENV_ID, num_envs=2, autoreset_mode="Disabled", **small)
+@EVERY_ID
+def test_the_spec_goes_through_json(env_id: str, folder: Path) -> None:
+    small: Settings = {"images": f"folder:{folder}", "scale": 2, "lr_patch_size": 12}
+    env = gymnasium.make_vec(env_id, num_envs=2, autoreset_mode="Disabled", **small)
     assert env.spec is not None
     copy = gymnasium.make_vec(EnvSpec.from_json(env.spec.to_json()))
     assert copy.num_envs == 2
@@ -311,20 +351,25 @@ def test_a_seed_sequence_of_the_wrong_length_is_refused(small: Settings) -> None
 
 
 @BOTH_MODES
-def test_a_copy_goes_on_exactly_from_the_state_in_json(mode: AutoresetMode, small: Settings) -> None:
+@EVERY_ID
+def test_a_copy_goes_on_exactly_from_the_state_in_json(env_id: str, mode: AutoresetMode, tiny: Settings) -> None:
     generator = Dimmed(0.5)
-    env, copy = (native(3, mode, generator=generator, **small) for _ in range(2))
+    env, copy = (
+        native_by_id(env_id, 3, mode, generator=generator, episode_length=3, reward="improvement", **tiny)
+        for _ in range(2)
+    )
     env.reset(seed=0)
     rng = np.random.default_rng(0)
-    for i in range(8):
-        generator.weight = 0.5 + 0.05 * i  # the value before the step is part of the state
-        env.step(actions_of(3, rng))
+    zeros = np.zeros(env.action_space.shape or (), np.float32)
+    for i in range(6):
+        if env_id != "rlsr/DetailControl-v0":  # which keeps the picture of the episode's start, not the generator
+            generator.weight = 0.5 + 0.05 * i  # the value before the step is part of the state
+        env.step(actions_of(env, rng))
         if mode is AutoresetMode.DISABLED and env.state_dict()["finished"][0]:
             env.reset(options={"reset_mask": np.array([True, True, True])})
         copy.load_state_dict(json.loads(json.dumps(env.state_dict())))
-        generator.weight += 0.01
         fresh_env, fresh_copy = pickle.loads(pickle.dumps((env, copy)))
-        assert_equal([fresh_env.step(np.zeros((3, 1)))], [fresh_copy.step(np.zeros((3, 1)))])
+        assert_equal([fresh_env.step(zeros)], [fresh_copy.step(zeros)])
         assert fresh_env.uris() == fresh_copy.uris()
         assert_equal([fresh_env.reset()], [fresh_copy.reset()])
         assert data_equivalence(fresh_env.state_dict(), fresh_copy.state_dict(), exact=True)
@@ -363,20 +408,55 @@ def test_a_state_of_another_number_of_environments_is_refused(small: Settings) -
 
 
 @BOTH_MODES
-def test_a_pickled_copy_goes_on_equally(mode: AutoresetMode, small: Settings) -> None:
-    env = native(3, mode, generator=small_network(), **small)
+@EVERY_ID
+def test_a_pickled_copy_goes_on_equally(env_id: str, mode: AutoresetMode, tiny: Settings) -> None:
+    env = native_by_id(env_id, 3, mode, generator=small_network(), episode_length=3, **tiny)
     env.reset(seed=0)
-    env.step(np.zeros((3, 1)))
+    ones = np.ones(env.action_space.shape or (), np.float32)
+    env.step(ones)
     copy = pickle.loads(pickle.dumps(env))
-    assert_equal([env.step(np.ones((3, 1)))], [copy.step(np.ones((3, 1)))])
+    assert_equal([env.step(ones)], [copy.step(ones)])
     assert_equal([env.reset()], [copy.reset()])
+
+
+# Reset to a picture
+
+
+@EVERY_ID
+def test_a_picture_is_taken_for_all_environments_or_one_for_each(env_id: str, tiny: Settings, folder: Path) -> None:
+    env = native_by_id(env_id, 3, **tiny)
+    uris = [f"folder:{folder}/{number}.png" for number in (2, 0, 2)]
+    for seed in range(5):
+        obs, _ = env.reset(seed=seed, options={"uri": uris})
+        assert env.uris() == uris
+        assert not np.array_equal(obs[0], obs[2])  # another place or another flip
+        env.reset(seed=seed, options={"uri": uris[1]})
+        assert env.uris() == [uris[1]] * 3
+    env.step(env.action_space.sample())
+
+
+def test_a_picture_for_some_leaves_the_others_where_they_are(tiny: Settings, folder: Path) -> None:
+    env = native(3, **tiny)
+    env.reset(seed=0)
+    before = env.uris()
+    options = {"uri": f"folder:{folder}/1.png", "reset_mask": np.array([False, True, True])}
+    env.reset(options=options)
+    assert env.uris() == [before[0], options["uri"], options["uri"]]
+
+
+def test_after_a_chosen_picture_the_streams_go_on_as_after_any(tiny: Settings, folder: Path) -> None:
+    env, other = native(3, **tiny), native(3, **tiny)
+    env.reset(seed=0, options={"uri": f"folder:{folder}/1.png"})
+    other.reset(seed=0)
+    assert_equal([env.reset()], [other.reset()])
 
 
 # What is returned
 
 
 @BOTH_MODES
-def test_spoiling_what_was_returned_changes_nothing_later(mode: AutoresetMode, small: Settings) -> None:
+@EVERY_ID
+def test_spoiling_what_was_returned_changes_nothing_later(env_id: str, mode: AutoresetMode, tiny: Settings) -> None:
     def spoil(value: Any) -> None:
         if isinstance(value, dict):
             for entry in value.values():
@@ -390,12 +470,15 @@ def test_spoiling_what_was_returned_changes_nothing_later(mode: AutoresetMode, s
             for entry in value:
                 spoil(entry)
 
-    spoilt, clean = (native(3, mode, render_mode="rgb_array", **small) for _ in range(2))
+    spoilt, clean = (native_by_id(env_id, 3, mode, render_mode="rgb_array", **tiny) for _ in range(2))
     spoil(spoilt.reset(seed=0))
     clean.reset(seed=0)
-    for _ in range(7):
+    for i in range(7):
         spoil(spoilt.render())
-        said, expected = spoilt.step(np.zeros((3, 1))), clean.step(np.zeros((3, 1)))
+        actions, clean_actions = (np.full(spoilt.action_space.shape or (), 0.1 * i, np.float32) for _ in range(2))
+        said, expected = spoilt.step(actions), clean.step(clean_actions)
+        assert np.array_equal(actions, clean_actions)
+        spoil(actions)
         assert_equal(said, expected)
         spoil(said)
         if mode is AutoresetMode.DISABLED and expected[2].any():
@@ -425,8 +508,8 @@ def test_frames_are_one_for_each_environment(small: Settings) -> None:
     frames = env.render()
     assert frames is not None and len(frames) == 3
     for frame, lr_image in zip(frames, obs, strict=True):
-        assert frame.shape == (24, 48, 3) and frame.dtype == np.uint8
-        assert np.array_equal(frame[::2, :24:2], lr_image.transpose(1, 2, 0))
+        assert frame.shape == (24 + CAPTION_HEIGHT, 48, 3) and frame.dtype == np.uint8
+        assert np.array_equal(frame[:24:2, :24:2], lr_image.transpose(1, 2, 0))
     assert native(3, **small).render() is None
 
 
@@ -447,7 +530,7 @@ def test_stable_baselines_sees_what_it_would_see_of_scalar_environments(small: S
     assert data_equivalence(adapted.reset(), dummy.reset(), exact=True)
     rng = np.random.default_rng(0)
     for _ in range(7):
-        actions = actions_of(3, rng)
+        actions = actions_of(adapted.vector_env, rng)
         (obs, rewards, dones, infos), expected = adapted.step(actions), dummy.step(actions)
         assert_equal([obs, rewards, dones], expected[:3])
         for info, expected_info in zip(infos, expected[3], strict=True):
@@ -491,9 +574,22 @@ def test_a_wrong_reset_mask_is_refused(
     assert env.state_dict() == state
 
 
-def test_reset_options_that_are_unknown_are_refused(small: Settings) -> None:
-    with pytest.raises(ValueError, match=r"unknown reset options \['uri'\]; known: reset_mask"):
-        native(2, **small).reset(options={"uri": "folder:0.png"})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "folder:0.png"}, r"unknown reset options \['url'\]; known: reset_mask, uri"),
+        ({"uri": "folder:0.png"}, r"no picture 'folder:0.png' in the image set, which has 3: folder:.*0\.png, "),
+        ({"uri": ["folder:0.png"] * 3}, "expected one uri, or one for each of 2 environments, got 3"),
+        ({"uri": []}, "expected one uri, or one for each of 2 environments, got 0"),
+    ],
+)
+def test_wrong_reset_options_are_refused(options: dict[str, Any], message: str, tiny: Settings) -> None:
+    env = native(2, **tiny)
+    env.reset(seed=0)
+    state = env.state_dict()
+    with pytest.raises(ValueError, match=message):
+        env.reset(seed=3, options=options)
+    assert env.state_dict() == state
 
 
 def test_options_and_mask_are_not_changed(small: Settings) -> None:
