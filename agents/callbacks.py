@@ -12,8 +12,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch.utils.hooks import RemovableHandle
 
 from agents.policies import trunk_parameters
+from gan.adversarial import AdversarialUpdate
 from gan.generator import Generator
-from gan.training import AdversarialUpdate
 from rlsr_env.files import write_whole
 
 Schedule = Literal["update", "step"]

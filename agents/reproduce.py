@@ -32,12 +32,13 @@ from agents.reports import (
     write_table,
 )
 from agents.stages import RLSRGANStage, Stage, SupervisedStage
+from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import ContentChoice, ContentLoss, choose_content_loss
 from gan.evaluation import CodedPicture, code_pictures, measure, restore
 from gan.generator import Generator, GeneratorConfig
 from gan.losses import LossWeights, Metrics
 from gan.precision import choose_compute_dtype, choose_device
-from gan.training import AdversarialConfig, AdversarialUpdate, PatchSampler, Pretraining, SRGANTraining
+from gan.training import PatchSampler, Pretraining
 from gan.weights import load_generator, save_generator
 from rlsr_env.codec import LRCodec
 from rlsr_env.files import write_whole

@@ -17,9 +17,10 @@ from agents.callbacks import AdversarialLossCallback
 from agents.interruption import Interruption
 from agents.policies import TrunkActorCriticPolicy
 from agents.vec_env import GymnasiumVecEnv
+from gan.adversarial import AdversarialUpdate, SRGANTraining
 from gan.generator import Generator
 from gan.losses import Metrics
-from gan.training import AdversarialUpdate, Pretraining, SRGANTraining
+from gan.training import Pretraining
 from rlsr_env.vector_env import RestorationVectorEnv
 
 OnUpdate = Callable[[Metrics], None]

@@ -20,10 +20,11 @@ import tyro
 from agents.interruption import Interruption
 from agents.reports import describe_machine, describe_versions
 from agents.stages import RLSRGANStage
+from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import ContentLoss
 from gan.generator import Generator, GeneratorConfig
 from gan.precision import choose_compute_dtype, choose_device
-from gan.training import AdversarialConfig, AdversarialUpdate, PatchSampler, Pretraining, SRGANTraining
+from gan.training import PatchSampler, Pretraining
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.patches import PatchSource

@@ -17,11 +17,12 @@ from stable_baselines3.common.vec_env import VecMonitor
 from agents.callbacks import AdversarialLossCallback
 from agents.policies import TrunkActorCriticPolicy
 from agents.vec_env import GymnasiumVecEnv
+from gan.adversarial import AdversarialUpdate
 from gan.content import choose_content_loss
 from gan.evaluation import code_pictures, measure
 from gan.generator import Generator, GeneratorConfig
 from gan.precision import choose_compute_dtype, choose_device
-from gan.training import AdversarialUpdate, PatchSampler, Pretraining
+from gan.training import PatchSampler, Pretraining
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.patches import PatchSource

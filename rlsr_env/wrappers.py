@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import RecordConstructorArgs
-from numpy.typing import ArrayLike
 
 from rlsr_env.detail import DetailControl
 
@@ -51,11 +51,19 @@ class DiscretisedAction(gymnasium.ActionWrapper[Any, Any, np.ndarray], RecordCon
     DQN("CnnPolicy", env).learn(10_000)
     ```
 
+    The native vector environment takes a table by Gymnasium's own wrapper:
+
+    ```python
+    gymnasium.wrappers.vector.TransformAction(
+        envs, lambda numbers: table[numbers], single_action_space=Discrete(len(table))
+    )
+    ```
+
     Attributes:
         table: `(n, *shape)`, the action that each number stands for, in the inner action space's dtype.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, np.ndarray], table: ArrayLike) -> None:
+    def __init__(self, env: gymnasium.Env[Any, np.ndarray], table: np.ndarray | Sequence[Any]) -> None:
         """Wrap an environment.
 
         Args:

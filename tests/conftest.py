@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from agents.vec_env import GymnasiumVecEnv
+from gan.adversarial import AdversarialConfig, AdversarialUpdate
 from gan.content import ENVIRONMENT_VARIABLE, ContentLoss
 from gan.generator import Generator, GeneratorConfig
-from gan.training import AdversarialConfig, AdversarialUpdate, PatchSampler
+from gan.training import PatchSampler
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import DecodedImages
 from rlsr_env.patches import PatchSource

@@ -16,10 +16,10 @@ from torch import Tensor
 from agents.callbacks import AdversarialLossCallback
 from agents.policies import TrunkActorCriticPolicy, trunk_parameters
 from agents.vec_env import GymnasiumVecEnv
+from gan.adversarial import AdversarialUpdate, SRGANTraining
 from gan.content import ContentLoss
 from gan.generator import Generator, GeneratorConfig
 from gan.losses import LossWeights
-from gan.training import AdversarialUpdate, SRGANTraining
 
 N_ENVS, N_STEPS = 2, 4
 ROLLOUT = N_ENVS * N_STEPS

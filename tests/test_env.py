@@ -649,10 +649,10 @@ def test_a_caption_leaves_the_picture_alone_and_is_cut_off_at_its_edge() -> None
 def test_gymnasium_records_a_video(env_id: str, tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("moviepy")
     env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2, render_mode="rgb_array")
-    recorder = gymnasium.wrappers.RecordVideo(env, str(tmp_path))
+    recorder = gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos"))
     play(recorder, 3, seed=0)
     recorder.close()
-    assert list(tmp_path.glob("*.mp4"))
+    assert list((tmp_path / "videos").glob("*.mp4"))
 
 
 def test_without_a_render_mode_there_is_no_frame(settings_of_tests: dict[str, Any]) -> None:

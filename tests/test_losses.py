@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gan.adversarial import AdversarialUpdate
 from gan.content import ContentLoss
 from gan.generator import Generator, GeneratorConfig
 from gan.losses import LossWeights, adversarial_loss, discriminator_loss, l1_loss, mse_loss
-from gan.training import AdversarialUpdate
 
 TERMS = ("mse", "content", "adversarial")
 

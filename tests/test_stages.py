@@ -10,9 +10,10 @@ from torch import Tensor
 
 from agents.interruption import Interruption
 from agents.stages import RLSRGANStage, Stage, SupervisedStage
+from gan.adversarial import AdversarialUpdate, SRGANTraining
 from gan.generator import Generator
 from gan.losses import Metrics
-from gan.training import AdversarialUpdate, PatchSampler, Pretraining, SRGANTraining
+from gan.training import PatchSampler, Pretraining
 from rlsr_env.patches import PatchSource
 from rlsr_env.vector_env import RestorationVectorEnv
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import ContentLoss
 from gan.generator import Generator, GeneratorConfig
 from gan.losses import LossWeights
-from gan.training import AdversarialConfig, AdversarialUpdate, PatchSampler, Pretraining, SRGANTraining, moving_average
+from gan.training import PatchSampler, Pretraining, moving_average
 from rlsr_env.patches import PatchSource
 
 MakeGenerator = Callable[..., Generator]
