@@ -68,6 +68,7 @@ class Policy(nn.Module):
     """A Gaussian over the actions; the same small network looks at each cell of the grid and its surroundings."""
 
     def __init__(self) -> None:
+        """Build the layers."""
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(n_channels, 32, 8, stride=4, padding=2), nn.ReLU(),
