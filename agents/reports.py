@@ -26,6 +26,8 @@ from rlsr_env.patches import to_float
 matplotlib.use("agg")
 
 CROP_SIZE = 128
+# Below this the spread over the seeds is itself a guess.
+LEAST_SEEDS = 3
 LABELS = {"lanczos": "LANCZOS", "srgan": "SRGAN", "rl-srgan": "RL-SRGAN"}
 COLOURS = {"srgan": "tab:blue", "rl-srgan": "tab:red"}
 # PSNR and MS-SSIM are the columns of the paper's table 1.
@@ -141,11 +143,11 @@ def _cell(value: Mapping[str, Any], digits: int, signed: bool = False) -> str:
 
 def verdict(difference: Mapping[str, Any]) -> str:
     """Whether RL-SRGAN's PSNR differs from SRGAN's by more than the spread of the paired differences, in words."""
-    mean, spread = difference["mean"], difference["std"]
+    mean, spread, per_seed = difference["mean"], difference["std"], difference["per_seed"]
     if mean is None:
         return "infinite, because a picture was restored exactly, so nothing can be said of who is better"
-    if spread is None:
-        return "one seed shows no spread, so nothing can be said of who is better"
+    if spread is None or len(per_seed) < LEAST_SEEDS:
+        return f"less than {LEAST_SEEDS} seeds, so nothing can be said of who is better"
     if abs(mean) <= spread:
         return "within the spread over the seeds: neither method is better"
     return f"beyond the spread over the seeds: RL-SRGAN is {'better' if mean > 0 else 'worse'} than SRGAN"
@@ -204,7 +206,7 @@ def _finite(value: Any) -> Any:
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100, bbox_inches="tight"))
 
 
 def _enlarged(picture: CodedPicture, scale: int) -> np.ndarray:
@@ -214,7 +216,12 @@ def _enlarged(picture: CodedPicture, scale: int) -> np.ndarray:
 
 
 def choose_picture(pictures: Sequence[CodedPicture], scale: int) -> CodedPicture:
-    """The picture with the busiest crop, seen in LR: structure that a decoder has something to restore from."""
+    """The picture with the busiest crop, seen in LR: structure that a decoder has something to restore from.
+
+    A grey one only where all are grey: it would hide errors of colour.
+    """
+    coloured = [picture for picture in pictures if np.ptp(picture.hr_image, axis=2).max() > 0]
+    pictures = coloured or pictures
     sizes = [min(CROP_SIZE, *picture.hr_image.shape[:2]) for picture in pictures]
     contrasts = [busiest_crop(_enlarged(p, scale), size)[2] for p, size in zip(pictures, sizes, strict=True)]
     return pictures[int(np.argmax(contrasts))]
