@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,10 @@ class AdversarialLossCallback(BaseCallback):
         `"step"`: the paper's (Savioli 2019, sec. 2.2.3): an SRGAN update at every environment step, and at every T-th,
         where the rollout is complete, one update for both losses. With A2C that makes T SRGAN updates a rollout.
 
+    To save and go on later: `model.save(a)` and `callback.save(b)`; then `model = A2C.load(a, env=...)`,
+    `env.generator = model.policy.generator`, `callback.load(b)`, `model.learn(..., callback=callback,
+    reset_num_timesteps=False)`.
+
     Attributes:
         n_steps_of_trunk: Steps of the trunk's optimiser during `learn`, each of which ran the hooks once.
     """
@@ -65,7 +70,7 @@ class AdversarialLossCallback(BaseCallback):
         """Prepare the callback.
 
         Args:
-            make_update: Builds the adversarial update for the policy's generator, once, at the first `learn`; for
+            make_update: Builds the adversarial update for the policy's generator, at the first `learn` with it; for
                 example `lambda generator: AdversarialUpdate(generator, sampler, content_loss)`.
             schedule: `"update"` or `"step"`.
             verbose: As in SB3.
@@ -113,11 +118,29 @@ class AdversarialLossCallback(BaseCallback):
         self._optimizer = _optimizer_of_trunk(self.model)
         generator = self.model.policy.generator
         assert isinstance(generator, Generator)
+        self._warn_of_other_generator(generator)
         if self._adversarial is None or self._adversarial.generator is not generator:
-            self._adversarial = self._make_update(generator)
+            before, self._adversarial = self._adversarial, self._make_update(generator)
+            if before is not None and self._pending_state is None:
+                # A model that was loaded goes on with the same callback: everything but its own generator is here.
+                self._adversarial.load_state_dict(before.state_dict() | {"generator": generator.state_dict()})
         if self._pending_state is not None:
             self._adversarial.load_state_dict(self._pending_state)
             self._pending_state = None
+
+    def _warn_of_other_generator(self, generator: Generator) -> None:
+        """Say so where the environment judges a generator that nobody trains."""
+        try:
+            judged = self.training_env.get_attr("generator")
+        except AttributeError:
+            return
+        if any(other is not generator for other in judged):
+            warnings.warn(
+                "the environment judges another generator than the one that is trained; set env.generator = "
+                "model.policy.generator, also after loading a model",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _on_training_start(self) -> None:
         """Register the hooks."""
@@ -187,7 +210,13 @@ class AdversarialLossCallback(BaseCallback):
 
         Raises:
             FileNotFoundError: Where there is none.
+            ValueError: For a file that `save` did not write.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no checkpoint of the callback at {path}; save one with callback.save(path)")
-        self.load_state_dict(th.load(path, map_location=self.model.device if hasattr(self, "model") else "cpu"))
+        try:
+            state = th.load(path, map_location=self.model.device if hasattr(self, "model") else "cpu")
+            state = {key: state[key] for key in ("adversarial", "n_steps_of_trunk")}
+        except Exception as error:  # foreign bytes lead the unpickler into any kind of exception
+            raise ValueError(f"{path} is no checkpoint of this callback; save one with callback.save(path)") from error
+        self.load_state_dict(state)

@@ -36,11 +36,16 @@ def _parse(arguments: Sequence[str]) -> ReproduceOptions:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command, args=list(arguments), prog=PROGRAM)
+            options = tyro.cli(command, args=list(arguments), prog=PROGRAM)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ValueError(_one_line(complaint.getvalue())) from None
+    # Here, because an option that is given at its default value can only be seen on the command line.
+    n_given = sum(argument.startswith("--") for argument in arguments)
+    if options.resume is not None and n_given > 1:
+        raise ValueError("--resume takes all options from the run's own config.json; leave the others out")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; {reproduction.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, OverflowError) as error:  # also torch's, such as out of memory
         return _fail(error, RUN_ERROR)
     print(f"wrote {reproduction.out}/results.json, table.md, comparison.png, curves.png")
     return 0

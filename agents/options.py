@@ -22,8 +22,8 @@ QUICK: dict[str, Any] = {
 class ReproduceOptions:
     """Train SRGAN and RL-SRGAN from one start on equal data, and measure both against Lanczos (Savioli 2019, table 1).
 
-    Writes results.json, table.md, comparison.png and curves.png to --out. Ctrl-C stops after the running update and
-    leaves a checkpoint to resume from.
+    Writes results.json, table.md, comparison.png and curves.png to --out. Ctrl-C stops after the running update (of an
+    agent: rollout) and leaves a checkpoint to resume from.
     """
 
     data: Path | None = None
@@ -98,6 +98,11 @@ class ReproduceOptions:
             raise ValueError(
                 f"--hr-patch-size must be a multiple of the scale {self.scale}, got {self.hr_patch_size}; "
                 f"take {nearest}"
+            )
+        if self.hr_patch_size < 4 * self.scale:
+            raise ValueError(
+                f"--hr-patch-size must be at least 4 x the scale {self.scale}, got {self.hr_patch_size}: the agent "
+                "would take smaller LR patches for something else than pictures"
             )
         if self.content_loss != "none" and self.content_weight > 0 and self.hr_patch_size < 16:
             raise ValueError(f"--hr-patch-size must be 16 or more for the content loss, got {self.hr_patch_size}")

@@ -51,7 +51,9 @@ from rlsr_env.vector_env import RestorationVectorEnv
 METHODS = ("srgan", "rl-srgan")
 PRETRAINED = "pretrained"
 CONFIG = "config.json"
-COMMAND = "command.txt"
+# What a resumed run must find again, and the command that its results are the results of.
+RUN = "run.json"
+OWN_FOLDERS = ("weights", "checkpoints", "curves", "tensorboard")
 N_CURVE_POINTS = 20
 # Seeds of what is no part of the comparison; the methods' own seeds are 0, 1, ...
 PRETRAINING_SEED, PROBE_SEED = 1_000_003, 1_000_033
@@ -93,7 +95,8 @@ def _read_resumed(options: ReproduceOptions) -> ReproduceOptions:
 def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """The state of an interrupted stage."""
     try:
-        return torch.load(path, map_location=device)
+        state = torch.load(path, map_location=device)
+        return {key: state[key] for key in ("stage", "points", "seconds")}
     except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged ({reason}); delete it, and the stage starts anew") from error
@@ -125,8 +128,6 @@ class Reproduction:
         else:
             self.out = options.out or Path("runs") / time.strftime("reproduce-%Y%m%d-%H%M%S")
             _check_out(self.out)
-        first_command = self.out / COMMAND
-        self.command = first_command.read_text().strip() if self.resumed and first_command.is_file() else command
         self.options = options
         options.check()
         self.device = choose_device(options.device)
@@ -135,26 +136,52 @@ class Reproduction:
         self.generator_config = GeneratorConfig.preset(options.generator, options.scale)
         self.content: ContentChoice = choose_content_loss(options.content_loss, options.vgg_weights)
 
+        for folder in filter(None, (options.data, *options.eval_data)):
+            if self.out.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"--out {self.out} lies in {folder}: its pictures would be read by the next run")
         training = image_set("sample:train" if options.data is None else f"folder:{options.data}")
         decoded = decode_images(training, min_size=options.hr_patch_size)
         self.n_training_pictures = len(decoded.images)
         self.n_skipped = len(decoded.skipped)
         self.source = PatchSource(decoded, codec, options.hr_patch_size // options.scale, device=self.device)
+        versions = [training.version]
         self.held_out: list[HeldOut] = []
         names = [f"folder:{folder}" for folder in options.eval_data] or ["sample:held-out"]
         for number, name in enumerate(names):
-            pictures = decode_images(image_set(name), min_size=max(16, options.scale))
+            held_out = image_set(name)
+            versions.append(held_out.version)
+            pictures = decode_images(held_out, min_size=max(16, options.scale))
             self.n_skipped += len(pictures.skipped)
             title = Path(name.removeprefix("folder:")).resolve().name if options.eval_data else "held-out"
             folder = self.out if number == 0 else self.out / title
+            if number > 0 and title in OWN_FOLDERS:
+                raise ValueError(f"--eval-data {title}: the run has a folder of that name for itself; rename yours")
             if folder in [earlier.folder for earlier in self.held_out]:
                 raise ValueError(
                     f"two folders of --eval-data are called {title}; their results would overwrite each other"
                 )
             self.held_out.append(HeldOut(title, code_pictures(pictures, codec), folder))
+        self.command = command
+        self.conditions = {"content_loss": self.content.description, "pictures": versions}
+        if self.resumed:
+            self._check_conditions()
         self._make_probe(codec)
         self.interruption = Interruption()
         self.seconds: dict[str, float] = {}
+
+    def _check_conditions(self) -> None:
+        """Refuse to go on where weights or pictures are not those that the run began with."""
+        path = self.out / RUN
+        if not path.is_file():
+            return
+        begun = json.loads(path.read_text())
+        self.command = begun["command"]
+        for name, now in self.conditions.items():
+            if begun[name] != now:
+                raise ValueError(
+                    f"{self.out} began with {name} {begun[name]!r}, now it is {now!r}; bring back what it began with, "
+                    "or start a new run"
+                )
 
     def _make_probe(self, codec: LRCodec) -> None:
         """A fixed batch of held-out patches for the curves."""
@@ -192,7 +219,7 @@ class Reproduction:
         for name in ("weights", "checkpoints", "curves"):
             (self.out / name).mkdir(exist_ok=True)
         if not self.resumed:
-            write_whole(self.out / COMMAND, lambda file: file.write(f"{self.command}\n".encode()))
+            write_json(self.out / RUN, {"command": self.command, **self.conditions})
             write_whole(self.out / CONFIG, lambda file: file.write(self.options.to_json().encode()))
         with self.interruption:
             start = self._train(PRETRAINED, self._pretraining)
@@ -262,7 +289,7 @@ class Reproduction:
         """Run a stage to its end, from its checkpoint where there is one; a finished stage is read back."""
         weights = self.out / "weights" / f"{name}.safetensors"
         if weights.with_suffix(".json").is_file():
-            self.seconds[name] = json.loads(weights.with_suffix(".json").read_text())["seconds"]
+            self.seconds[name] = json.loads(weights.with_suffix(".json").read_text()).get("seconds")
             return load_generator(weights).to(self.device).set_compute_dtype(self.compute_dtype)
         stage: Stage = make_stage()
         checkpoint = self.out / "checkpoints" / f"{name}.pt"

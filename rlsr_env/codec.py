@@ -34,7 +34,7 @@ class BaseCodec:
 
 
 BASE_CODECS = {
-    # Not progressive: on files this small the extra scans cost 3 to 9 % more bytes (measured on Kodak, DESIGN.md).
+    # Not progressive: on files this small the extra scans cost 3 to 9 % more bytes (measured on Kodak).
     "jpeg": BaseCodec("JPEG", "jpg", range(1, 101), {"subsampling": "4:2:0", "optimize": True, "progressive": False}),
     "webp": BaseCodec("WEBP", "webp", range(101), {"lossless": False, "method": 6}),
     # A lower speed saves bytes and costs time. One thread, because the encoder's output may depend on their number.

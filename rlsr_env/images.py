@@ -177,6 +177,8 @@ class FolderImages(FileImages):
             for found in _visible_files(folder)
             if found.suffix.lower() in IMAGE_EXTENSIONS
         }
+        # Reading a pipe would wait for ever.
+        pictures = {name: found for name, found in pictures.items() if found.is_file() or not found.exists()}
         if not pictures:
             content = "holds no image file" if any(folder.iterdir()) else "is empty"
             raise ValueError(f"{folder} {content}; looked for {' '.join(IMAGE_EXTENSIONS)} in it and its subfolders")
@@ -184,10 +186,18 @@ class FolderImages(FileImages):
         super().__init__({f"{self.name.rstrip('/')}/{relative}": pictures[relative] for relative in sorted(pictures)})
         digest = hashlib.sha256()
         for relative in sorted(pictures):
-            digest.update(os.fsencode(relative) + b"\0" + struct.pack("<Q", pictures[relative].stat().st_size))
+            digest.update(os.fsencode(relative) + b"\0" + struct.pack("<Q", _size(pictures[relative])))
         self.version = digest.hexdigest()[:12]
         self.licence = "not known to this program; the folder's owner has it"
         self.description = f"{len(pictures)} picture files in {folder}"
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a link to nowhere, which is skipped with a warning when it is read."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _visible_files(folder: Path) -> list[Path]:
@@ -350,7 +360,7 @@ def decode_images(images: ImageSet, min_size: int = 1, workers: int | None = Non
         """The picture, or the reason why there is none."""
         try:
             image = images.load(uri)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself
             return str(error)
         height, width = image.shape[:2]
         if min(height, width) < min_size:

@@ -37,6 +37,15 @@ def _patch_means(energy: np.ndarray, size: int, tops: np.ndarray, lefts: np.ndar
     return total / size**2
 
 
+def _usable(device: torch.device | str) -> torch.device:
+    """A device that can hold the pictures."""
+    try:
+        return torch.empty(1, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); give cpu or cuda") from error
+
+
 class PatchSource:
     """Aligned LR/HR patches of a set of pictures, on one device.
 
@@ -88,7 +97,7 @@ class PatchSource:
         self.lr_patch_size = lr_patch_size
         self.hr_patch_size = lr_patch_size * codec.scale
         self.uris = images.uris
-        self.device = torch.device(device)
+        self.device = _usable(device)
         for uri, image in zip(images.uris, images.images, strict=True):
             if min(image.shape[:2]) < self.hr_patch_size:
                 raise ValueError(

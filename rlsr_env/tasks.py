@@ -129,8 +129,8 @@ class PSNRPrediction(Task):
         return generator(lr_image)
 
     def predicted_psnr(self, actions: Tensor) -> Tensor:
-        """Actions `(N, 1)` in dB, `(N,)`."""
-        return self.CENTRE + self.HALF_RANGE * actions[:, 0]
+        """Actions `(N, 1)` in dB, `(N,)`; beyond [-1, 1] they count as its ends."""
+        return self.CENTRE + self.HALF_RANGE * actions[:, 0].clamp(-1.0, 1.0)
 
     def bonus(self, actions: Tensor, values: Tensor) -> Tensor | None:
         """Minus the prediction's absolute error, weighted; a PSNR beyond the range counts as its end."""

@@ -79,7 +79,7 @@ class RestorationVectorEnv(VectorEnv):
             generator: From LR to SR pictures; Lanczos upsampling where none is given.
             source: Patches that exist already, in the place of `images`, `scale`, `quality`, `base_codec`,
                 `lr_patch_size` and `device`.
-            device: Where pictures are kept and compared.
+            device: Where pictures are kept and compared: `"cpu"`, `"cuda"`, ...
             autoreset_mode: `SAME_STEP` or `DISABLED` (with `reset(options={"reset_mask": ...})`).
             render_mode: None or `"rgb_array"`.
             render_original: Whether frames show the original as well.
@@ -88,13 +88,15 @@ class RestorationVectorEnv(VectorEnv):
         Raises:
             ValueError: For a setting that is unknown or out of range, or a metric that needs larger patches.
         """
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
-        if episode_length < 1:
-            raise ValueError(f"episode_length must be 1 or more, got {episode_length}")
-        mode = AutoresetMode(autoreset_mode)
-        if mode not in SUPPORTED_AUTORESET:
-            raise ValueError(f"autoreset mode {mode} is not supported; take SAME_STEP or DISABLED")
+        sizes = {"num_envs": num_envs, "episode_length": episode_length, "lr_patch_size": lr_patch_size}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        if generator is not None and not callable(generator):
+            raise TypeError(f"generator must be a function from LR to SR pictures, got {type(generator).__name__}")
+        mode = _autoreset_mode(autoreset_mode)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": mode}
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
@@ -434,6 +436,14 @@ def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
     canvas = Image.fromarray(np.pad(picture, ((0, CAPTION_HEIGHT), (0, 0), (0, 0))))
     ImageDraw.Draw(canvas).text((2, picture.shape[0] + 1), text, fill="white", font_size=10)
     return np.array(canvas)
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """A supported mode; by name in capitals, or in the spelling of Gymnasium's own values."""
+    modes = {key: known for known in SUPPORTED_AUTORESET for key in (known, known.name, known.value)}
+    if mode not in modes:
+        raise ValueError(f"autoreset mode {mode} is not supported; take SAME_STEP or DISABLED")
+    return modes[mode]
 
 
 def _choose_metric(name: str | Metric, patch_size: int) -> Metric:

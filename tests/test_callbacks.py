@@ -377,6 +377,7 @@ def test_state_goes_with_an_agent_that_is_loaded_after_the_callback_has_learnt(
     state = deepcopy(callback.state_dict())
     model.learn(ROLLOUT, callback=callback)
     loaded = A2C.load(tmp_path / "model.zip", env=model.env, device="cpu")
+    model.env.set_attr("generator", loaded.policy.generator)
     callback.load_state_dict(state)
     assert callback.n_updates == 2
     loaded.learn(ROLLOUT, callback=callback)
@@ -384,6 +385,38 @@ def test_state_goes_with_an_agent_that_is_loaded_after_the_callback_has_learnt(
     assert callback.n_updates == callback.n_steps_of_trunk == 3
     steps = callback.adversarial.decoder_optimizer.state_dict()["state"]
     assert {int(moments["step"]) for moments in steps.values()} == {3}
+
+
+def test_the_same_callback_goes_on_with_an_agent_that_is_loaded(
+    make_model: MakeModel, make_callback: MakeCallback, tmp_path: Path
+) -> None:
+    model, callback = make_model(), make_callback()
+    model.learn(2 * ROLLOUT, callback=callback)
+    model.save(tmp_path / "model.zip")
+    discriminator = deepcopy(callback.adversarial.discriminator.state_dict())
+    loaded = A2C.load(tmp_path / "model.zip", env=model.env, device="cpu")
+    loaded.env.set_attr("generator", loaded.policy.generator)
+    callback.init_callback(loaded)
+    assert callback.adversarial.generator is loaded.policy.generator
+    assert all(th.equal(callback.adversarial.discriminator.state_dict()[k], v) for k, v in discriminator.items())
+    loaded.learn(ROLLOUT, callback=callback)
+    assert callback.n_updates == 3
+
+
+def test_an_environment_that_judges_another_generator_is_named(
+    make_model: MakeModel, make_callback: MakeCallback
+) -> None:
+    model = make_model()
+    model.env.set_attr("generator", lambda lr_image: lr_image.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    with pytest.warns(UserWarning, match=r"another generator .* set env\.generator = model\.policy\.generator"):
+        model.learn(ROLLOUT, callback=make_callback())
+
+
+@pytest.mark.parametrize("content", [b"text", b""])
+def test_a_file_that_is_no_checkpoint_is_refused(make_callback: MakeCallback, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "callback.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="is no checkpoint of this callback"):
+        make_callback().load(tmp_path / "callback.pt")
 
 
 def test_updates_are_counted_before_the_first_learn_too(

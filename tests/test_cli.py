@@ -431,3 +431,8 @@ def test_error_of_a_real_process_is_one_line_too(tmp_path: Path) -> None:
     assert line.startswith("rlsr: error: ")
     assert "invalid literal for int() with base 10: '2.5'" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_takes_no_option_even_at_its_default_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--resume", str(tmp_path), "--seeds", "3"]) == 2
+    assert capsys.readouterr().err.endswith("config.json; leave the others out\n")

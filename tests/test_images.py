@@ -411,3 +411,14 @@ def test_image_set_of_ones_own_needs_only_uris_and_load() -> None:
             return np.zeros((4, 4, 3), np.uint8)
 
     assert decode_images(image_set(Flat())).uris == ("flat:0",)
+
+
+def test_links_to_nowhere_are_skipped_and_pipes_never_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.warns(UserWarning, match="skipped") as warned:
+        decoded = decode_images(FolderImages(tmp_path))
+    assert len(decoded.images) == 1
+    assert len(decoded.skipped) == len(warned) == 2

@@ -49,7 +49,7 @@ def test_patch_is_a_multiple_of_the_scale_and_the_nearest_one_is_named(scale: in
 
 
 def test_patch_is_large_enough_for_the_content_loss_where_there_is_one() -> None:
-    options = ReproduceOptions(hr_patch_size=12)
+    options = ReproduceOptions(scale=2, hr_patch_size=12)
     with pytest.raises(ValueError, match="--hr-patch-size must be 16 or more for the content loss, got 12"):
         options.check()
     replace(options, content_loss="none").check()
@@ -131,3 +131,8 @@ def change(**values: Any) -> str:
 def test_foreign_config_is_one_clear_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"config\.json is not one of rlsr reproduce \("):
         ReproduceOptions.from_json(text)
+
+
+def test_a_patch_that_is_too_small_for_the_agent_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="--hr-patch-size must be at least 4 x the scale 16, got 32"):
+        ReproduceOptions(scale=16, hr_patch_size=32, content_loss="none").check()

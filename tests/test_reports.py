@@ -124,7 +124,11 @@ def test_difference_needs_equally_many_seeds() -> None:
     ],
 )
 def test_verdict_in_words(mean: float | None, std: float | None, words: str) -> None:
-    assert verdict({"mean": mean, "std": std}).endswith(words)
+    assert verdict({"mean": mean, "std": std, "per_seed": [mean] * 3}).endswith(words)
+
+
+def test_no_verdict_from_less_than_three_seeds() -> None:
+    assert "nothing can be said" in verdict({"mean": 1.0, "std": 0.1, "per_seed": [0.9, 1.1]})
 
 
 def results(
@@ -176,7 +180,7 @@ def test_table_has_the_paper_s_columns_and_the_methods_in_its_order(tmp_path: Pa
     ]
     text = "\n".join(lines[7:])
     assert "2 pictures, 100 bytes, 1.2500 bits per pixel; mean ± standard deviation over 2 seeds" in text
-    assert "PSNR: beyond the spread over the seeds: RL-SRGAN is better than SRGAN." in text
+    assert "PSNR: less than 3 seeds, so nothing can be said of who is better." in text
     assert "Content loss: none." in text
     assert "Command: `rlsr reproduce --seeds 2`" in text
 
@@ -187,7 +191,7 @@ def test_table_of_one_seed_and_small_pictures(tmp_path: Path) -> None:
     assert "| RL-SRGAN | 29.50 | 28.50 | n/a | 0.5000 |" in text
     assert "| RL-SRGAN minus SRGAN | -0.500 | -0.500 | n/a | +0.00000 |" in text
     assert "over 1 seed (" in text
-    assert "one seed shows no spread" in text
+    assert "PSNR: less than 3 seeds" in text
 
 
 def test_exactly_restored_picture_gives_a_table_and_strict_json(tmp_path: Path) -> None:
@@ -315,7 +319,7 @@ def test_curves_of_several_seeds_and_of_infinite_values(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size < 300_000
         with Image.open(tmp_path / name) as image:
             image.load()
-            assert image.size == (1200, 700)
+            assert abs(image.width - 1200) < 40 and abs(image.height - 700) < 40
 
 
 def test_versions_and_machine_are_named() -> None:

@@ -424,3 +424,30 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"srgan-seed0\.pt is damaged .*delete it, and the stage starts anew"):
         _read_checkpoint(path, torch.device("cpu"))
+
+
+def test_a_run_is_not_resumed_with_other_pictures(copy_of_finished: Path) -> None:
+    run = json.loads((copy_of_finished / "run.json").read_text())
+    (copy_of_finished / "run.json").write_text(json.dumps(run | {"pictures": ["other", "pictures"]}))
+    with pytest.raises(ValueError, match=r"began with pictures .*bring back what it began with, or start a new run"):
+        prepare(ReproduceOptions(resume=copy_of_finished))
+
+
+def test_a_run_is_not_resumed_with_another_content_loss(copy_of_finished: Path) -> None:
+    run = json.loads((copy_of_finished / "run.json").read_text())
+    (copy_of_finished / "run.json").write_text(json.dumps(run | {"content_loss": "VGG19 of other weights"}))
+    with pytest.raises(ValueError, match="began with content_loss 'VGG19 of other weights', now it is 'none'"):
+        prepare(ReproduceOptions(resume=copy_of_finished))
+
+
+def test_held_out_pictures_may_not_use_the_run_s_own_folders(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    shutil.copy(data / "first" / "first-0.png", tmp_path / "weights")
+    options = replace(tiny(data, tmp_path / "out"), eval_data=(data / "first", tmp_path / "weights"))
+    with pytest.raises(ValueError, match="--eval-data weights: the run has a folder of that name"):
+        prepare(options)
+
+
+def test_out_may_not_lie_in_the_data(data: Path) -> None:
+    with pytest.raises(ValueError, match="its pictures would be read by the next run"):
+        prepare(tiny(data, data / "train" / "out"))
