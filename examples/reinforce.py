@@ -124,7 +124,7 @@ for update in range(1, args.n_updates + 1):
     if update % 10 == 0:
         print(f"update {update}: exploring gains {returns[0].mean().item():+.4f} {env.metric.name}")
 
-# What there was to gain on the held-out patches, which `held_out_gain` draws in its first lines.
+# What there was to gain on the held-out patches, which the same seed brings back.
 after = held_out_gain()
 held_out.reset_tensors(seed=args.seed)
 start = value_of(held_out, torch.zeros(1, n_bands, grid_size, grid_size, device=args.device))

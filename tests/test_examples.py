@@ -1,0 +1,105 @@
+"""Every example runs as a user runs it: in a process of its own, here with numbers that are small."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SHARE = r"([+-]\d\.\d{4}) +(-?\d+)% of the oracle's ([+-]\d\.\d{4})"
+
+
+def run(name: str, *arguments: object) -> str:
+    """What an example prints; its warnings are the libraries' own."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
+
+
+def gains(printed: str) -> dict[str, float]:
+    """The table of gains at the end of an example; its shares must follow from its numbers."""
+    table = re.findall(rf"^(.+?) +{SHARE}$", printed, flags=re.MULTILINE)
+    assert table, printed
+    for _, gain, share, oracle in table:
+        assert abs(float(share) / 100 - float(gain) / float(oracle)) < 0.02
+    return {name: float(gain) for name, gain, _, _ in table}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two small pictures with something in them to restore."""
+    path = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        waves = 128 + 60 * np.sin(np.arange(120) / (2 + number))[:, None, None] * np.cos(np.arange(130) / 3)[:, None]
+        picture = waves + rng.normal(0, 10, (120, 130, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path / f"{number}.png")
+    return f"folder:{path}"
+
+
+def test_random_agent_prints_steps_and_saves_a_frame(folder: str, tmp_path: Path) -> None:
+    frame = tmp_path / "frame.png"
+    printed = run("random_agent.py", "--images", folder, "--n-steps", 6, "--frame", frame).splitlines()
+    assert re.fullmatch(r"observation \(3, \d+, \d+\) uint8, PSNR of the generator .+ \d+\.\d\d dB", printed[0])
+    assert len(printed) == 7
+    assert all(re.fullmatch(r"predicted .+ dB, reached .+ dB, reward [+-]\d\.\d{3}", line) for line in printed[1:])
+    with Image.open(frame) as picture:
+        assert picture.format == "PNG" and picture.width > picture.height
+
+
+@pytest.mark.parametrize("algorithm", ["a2c", "ppo"])
+def test_train_rl_srgan_trains_and_saves(algorithm: str, folder: str, tmp_path: Path) -> None:
+    save = tmp_path / "model.zip"
+    printed = run(
+        "train_rl_srgan.py", "--algorithm", algorithm, "--images", folder, "--scale", 2, "--n-envs", 2,
+        "--pretrain-updates", 2, "--total-timesteps", 20, "--batch-size", 2, "--save", save,
+    )  # fmt: skip
+    assert re.search(r"^pretrained: \d+\.\d{3} dB on held-out pictures$", printed, flags=re.MULTILINE)
+    assert re.search(rf"^{algorithm}, 10 SRGAN updates: \d+\.\d{{3}} dB, SSIM 0\.\d{{4}}$", printed, flags=re.MULTILINE)
+    assert save.stat().st_size > 0 and save.with_suffix(".pt").stat().st_size > 0
+
+
+def test_reinforce_measures_before_and_after(folder: str) -> None:
+    printed = run(
+        "reinforce.py", "--quick", "--images", folder, "--n-patches", 2, "--n-attempts", 2, "--n-updates", 10,
+        "--n-held-out", 4, "--n-oracle-iterations", 5,
+    )  # fmt: skip
+    assert re.match(r"update 10: exploring gains [+-]\d\.\d{4} ssim\n", printed)
+    table = gains(printed)
+    assert list(table) == ["before training", "after training", "best constant"]
+    assert table["before training"] == 0.0 != table["after training"]
+    assert table["best constant"] > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_reinforce_learns(seed: int) -> None:
+    printed = run("reinforce.py", "--quick", "--seed", seed)
+    assert gains(printed)["after training"] > 0.006
+
+
+def test_torchrl_ppo_measures_before_and_after(folder: str) -> None:
+    pytest.importorskip("torchrl")
+    printed = run(
+        "torchrl_ppo.py", "--images", folder, "--n-envs", 2, "--n-updates", 10, "--n-epochs", 1, "--n-held-out", 4,
+        "--n-oracle-iterations", 5,
+    )  # fmt: skip
+    assert re.match(r"update 10: exploring gains [+-]\d\.\d{4} ssim\n", printed)
+    table = gains(printed)
+    assert table["before training"] == 0.0 != table["after training"]
+
+
+def test_rllib_ppo_measures_before_and_after(folder: str) -> None:
+    pytest.importorskip("ray")
+    printed = run(
+        "rllib_ppo.py", "--images", folder, "--n-envs", 2, "--n-iterations", 2, "--batch-size", 24, "--n-epochs", 1,
+        "--n-held-out", 4, "--n-oracle-iterations", 5,
+    )  # fmt: skip
+    assert len(re.findall(r"^iteration \d: exploring gains [+-]\d\.\d{4} ssim$", printed, flags=re.MULTILINE)) == 2
+    table = gains(printed)
+    assert table["before training"] == 0.0 != table["after training"]
