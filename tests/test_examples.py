@@ -16,7 +16,7 @@ SHARE = r"([+-]\d\.\d{4}) +(-?\d+)% of the oracle's ([+-]\d\.\d{4})"
 def run(name: str, *arguments: object) -> str:
     """What an example prints; its warnings are the libraries' own."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
 
