@@ -36,8 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for number in range(2):
-        waves = 128 + 60 * np.sin(np.arange(120) / (2 + number))[:, None, None] * np.cos(np.arange(130) / 3)[:, None]
-        picture = waves + rng.normal(0, 10, (120, 130, 3))
+        waves = 128 + 60 * np.sin(np.arange(170) / (2 + number))[:, None, None] * np.cos(np.arange(180) / 3)[:, None]
+        picture = waves + rng.normal(0, 10, (170, 180, 3))
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path / f"{number}.png")
     return f"folder:{path}"
 
