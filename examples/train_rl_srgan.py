@@ -39,6 +39,8 @@ class Args:
     """step: an SRGAN update at every environment step (the paper's); update: only within the algorithm's own updates"""
     images: str = "sample:train"
     """training pictures: sample:train or folder:PATH"""
+    held_out: str = "sample:held-out"
+    """pictures to measure on: sample:held-out or folder:PATH"""
     scale: int = 4
     """factor by which the pictures are shrunk"""
     quality: int = 75
@@ -53,6 +55,8 @@ class Args:
     """updates of the generator alone before that"""
     batch_size: int = 8
     """patches in each SRGAN update"""
+    content_loss: Literal["auto", "vgg19", "random", "none"] = "auto"
+    """auto: VGG19 of the weights that are found, else of fixed random ones; vgg19 downloads them; none: without it"""
     vgg_weights: Path | None = None
     """file of VGG19's weights; without it RLSR_VGG19, torchvision's cache, else fixed random weights"""
     seed: int = 0
@@ -71,7 +75,7 @@ compute_dtype = choose_compute_dtype(device)
 # The pictures: each is coded once, a training patch is a gather.
 codec = LRCodec(scale=args.scale, quality=args.quality)
 source = PatchSource(decode_images(image_set(args.images)), codec, lr_patch_size=96 // args.scale, device=device)
-held_out = code_pictures(decode_images(image_set("sample:held-out")), codec)
+held_out = code_pictures(decode_images(image_set(args.held_out)), codec)
 
 # The start: the generator alone.
 generator = Generator(GeneratorConfig.preset("fast", args.scale)).to(device).set_compute_dtype(compute_dtype)
@@ -101,7 +105,7 @@ model.policy.generator.load_state_dict(start.state_dict())
 env.generator = model.policy.generator.set_compute_dtype(compute_dtype)
 
 # SRGAN's losses, injected into every update.
-content_loss = choose_content_loss("auto", args.vgg_weights)
+content_loss = choose_content_loss(args.content_loss, args.vgg_weights)
 print(f"content loss: {content_loss.description}")
 callback = AdversarialLossCallback(
     lambda live: AdversarialUpdate(

@@ -440,9 +440,11 @@ def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     """A supported mode; by name in capitals, or in the spelling of Gymnasium's own values."""
-    modes = {key: known for known in SUPPORTED_AUTORESET for key in (known, known.name, known.value)}
+    modes = {key: known for known in AutoresetMode for key in (known, known.name, known.value)}
     if mode not in modes:
-        raise ValueError(f"autoreset mode {mode} is not supported; take SAME_STEP or DISABLED")
+        raise ValueError(f"unknown autoreset mode {mode!r}; take SAME_STEP or DISABLED")
+    if modes[mode] not in SUPPORTED_AUTORESET:
+        raise ValueError(f"autoreset mode {modes[mode].name} is not supported; take SAME_STEP or DISABLED")
     return modes[mode]
 
 

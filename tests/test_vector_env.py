@@ -663,3 +663,10 @@ def test_a_patch_restored_without_error_counts_as_100_db_and_pays_a_finite_rewar
     _, rewards, _, _, infos = env.step(np.zeros((2, 1), np.float32))
     assert np.isfinite(rewards).all()
     assert rewards == pytest.approx(infos["psnr"] - 100.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("spelling", ["DISABLED", "Disabled", AutoresetMode.DISABLED])
+def test_an_autoreset_mode_goes_by_any_of_its_spellings(small: Settings, spelling: str | AutoresetMode) -> None:
+    assert (
+        RestorationVectorEnv(1, autoreset_mode=spelling, **small).metadata["autoreset_mode"] is AutoresetMode.DISABLED
+    )
