@@ -46,7 +46,7 @@ class Args:
     n_oracle_iterations: int = 100
     """of the search for the best strengths on them"""
     quick: bool = False
-    """at most 40 updates, and a shorter search on fewer patches: less than two minutes on one core"""
+    """at most 80 updates, and a shorter search on fewer patches: less than two minutes on one core"""
     seed: int = 0
     """seed of everything"""
 
@@ -91,7 +91,7 @@ args = tyro.cli(Args)
 if args.quick:
     args = replace(
         args,
-        n_updates=min(args.n_updates, 40),
+        n_updates=min(args.n_updates, 80),
         n_held_out=min(args.n_held_out, 16),
         n_oracle_iterations=min(args.n_oracle_iterations, 40),
     )
