@@ -9,43 +9,99 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
+from typing import Annotated, Any, TextIO, Union
 
 import tyro
 
+from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 PROGRAM = "rlsr"
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of `rlsr`.
+
+    Attributes:
+        options: Frozen dataclass of documented options, in a module that imports nothing heavy; its docstring is the
+            command's description.
+        job: `"package.module:name"` of what makes the `Job` from `(options, *, command)`. Imported only when the
+            command runs, so that help answers at once.
+        quick: Defaults under --quick, for a command that has it.
+    """
+
+    options: type
+    job: str
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, options: Any, command: str) -> Job:
+        """Import what does the work, and let it check the options."""
+        module, _, name = self.job.partition(":")
+        make: Callable[..., Job] = getattr(import_module(module), name)
+        return make(options, command=command)
+
+    def defaults(self, quick: bool) -> Any:
+        """The options where nothing is given; those that must be given are marked as missing."""
+        required = [entry.name for entry in fields(self.options) if entry.default is entry.default_factory is MISSING]
+        return self.options(**dict.fromkeys(required, tyro.MISSING), **(self.quick if quick else {}))
+
+
+COMMANDS: dict[str, Command] = {
+    "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
+}
+
+
 def _one_line(message: str) -> str:
-    """A message without frames and line breaks."""
-    return re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]+", " ", message)).strip()
+    """A message without line breaks."""
+    return re.sub(r"\s+", " ", message).strip()
 
 
-def _parse(arguments: Sequence[str]) -> ReproduceOptions:
-    """Options from the command line; help and completion exit as usual."""
-    # As defaults, so that what is given beside --quick counts, and help shows what would run.
-    reproduce = ReproduceOptions(**(QUICK if "--quick" in arguments else {}))
-    description = inspect.getdoc(ReproduceOptions) or ""
-    command = tyro.extras.subcommand_type_from_defaults(
-        {"reproduce": reproduce}, {"reproduce": description}, prefix_names=False
-    )
+def _unframed(complaint: str) -> str:
+    """What tyro says in a box; without the box's title, which the text below it says again."""
+    lines = [line.strip(" │╭╮╰╯─") for line in complaint.splitlines()]
+    told = [line for line in lines if line.strip("-")]  # a terminal without UTF-8 has rules of hyphens
+    return "\n".join(told[1:] or told)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Command, Any]:
+    """The command and its options from the command line; help and completion exit as usual."""
+    known = f"known: {', '.join(COMMANDS)}; see {PROGRAM} --help"
+    if not arguments:
+        raise ValueError(f"no command given; {known}")
+    asks_for_help = arguments[0] in ("-h", "--help") or arguments[0].startswith("--tyro-")
+    if arguments[0] not in COMMANDS and not asks_for_help:
+        raise ValueError(f"unknown command {arguments[0]!r}; {known}")
+    subcommands: list[Any] = []
+    for name, command in COMMANDS.items():
+        description = inspect.getdoc(command.options) or ""
+        subcommand = tyro.conf.subcommand(
+            name,
+            # As defaults, so that what is given beside --quick counts, and help shows what would run.
+            default=command.defaults(quick="--quick" in arguments),
+            description=description.partition("\n")[0] if asks_for_help else description,
+            prefix_name=False,
+        )
+        subcommands.append(Annotated[command.options, subcommand])
+    nothing = Annotated[None, tyro.conf.Suppress]  # a union has two members or more, also where the table has one
+    any_command: Any = Union[(*subcommands, nothing)]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(command, args=list(arguments), prog=PROGRAM)
+            options = tyro.cli(any_command, args=list(arguments), prog=PROGRAM)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ValueError(_one_line(complaint.getvalue())) from None
+        raise ValueError(_unframed(complaint.getvalue())) from None
     # Here, because an option that is given at its default value can only be seen on the command line.
     n_given = sum(argument.startswith("--") for argument in arguments)
-    if options.resume is not None and n_given > 1:
+    if getattr(options, "resume", None) is not None and n_given > 1:
         raise ValueError("--resume takes all options from the run's own config.json; leave the others out")
-    return options
+    return COMMANDS[arguments[0]], options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,32 +111,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; the process's own where not given.
 
     Returns:
-        Exit code: 0, 1 where a run failed, 2 for input that cannot be used, 130 after Ctrl-C.
+        Exit code: 0, 1 where a run failed, 2 for input that cannot be used, 130 after Ctrl-C; or the job's own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     warnings.showwarning = _show_warning
     try:
-        options = _parse(arguments)
-        from agents.reproduce import Interrupted, Reproduction  # torch: only now, so that help answers at once
-
-        reproduction = Reproduction(options, command=shlex.join([PROGRAM, *arguments]))
+        command, options = _parse(arguments)
+        job = command.make(options, shlex.join([PROGRAM, *arguments]))
     except (ValueError, TypeError, OSError) as error:
         return _fail(error, USAGE_ERROR)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped before anything was written", file=sys.stderr)
         return INTERRUPTED
     try:
-        reproduction.run()
+        closing = job.run()
     except Interrupted as stop:
         print(f"{PROGRAM}: {stop}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped at once; {reproduction.how_to_go_on}", file=sys.stderr)
+        print(f"{PROGRAM}: stopped at once; {job.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError, OverflowError) as error:  # also torch's, such as out of memory
         return _fail(error, RUN_ERROR)
-    print(f"wrote {reproduction.out}/results.json, table.md, comparison.png, curves.png")
-    return 0
+    if closing:
+        print(closing)
+    return getattr(job, "exit_code", 0)
 
 
 def _fail(error: Exception, code: int) -> int:

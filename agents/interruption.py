@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop at the next point from which a run can go on exactly."""
+"""What the command line asks of a job, and Ctrl-C as a request to stop where a run can go on exactly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,34 @@ import signal
 import sys
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
+
+
+class Interrupted(Exception):
+    """The run stopped as asked for; the text says how to go on."""
+
+
+class Job(Protocol):
+    """The work of a command: made by `(options, *, command: str)`, then run.
+
+    Whoever makes it refuses everything that can be refused, with a `ValueError`, `TypeError` or `OSError`, and writes
+    nothing. A job may also have an attribute `exit_code`, for a run that reached its end although some files failed;
+    without it, a run that ends has succeeded.
+    """
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What somebody is told who stops the run at once, by a second Ctrl-C."""
+
+    def run(self) -> str:
+        """Do the work.
+
+        Returns:
+            The closing lines for the terminal; may be empty.
+
+        Raises:
+            Interrupted: After Ctrl-C, where it stopped at a point of its own choice.
+        """
 
 
 class Interruption:

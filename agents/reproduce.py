@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.interruption import Interruption
+from agents.interruption import Interrupted, Interruption
 from agents.options import ReproduceOptions
 from agents.reports import (
     choose_picture,
@@ -57,10 +57,6 @@ OWN_FOLDERS = ("weights", "checkpoints", "curves", "tensorboard")
 N_CURVE_POINTS = 20
 # Seeds of what is no part of the comparison; the methods' own seeds are 0, 1, ...
 PRETRAINING_SEED, PROBE_SEED = 1_000_003, 1_000_033
-
-
-class Interrupted(Exception):
-    """The run stopped as asked for; the text says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +203,11 @@ class Reproduction:
         """The baseline decoder."""
         return upsample(lr_image, self.options.scale, "lanczos")
 
-    def run(self) -> None:
+    def run(self) -> str:
         """Train what is not trained yet, measure everything, write the reports.
+
+        Returns:
+            What was written.
 
         Raises:
             Interrupted: After Ctrl-C, with a checkpoint written.
@@ -227,6 +226,7 @@ class Reproduction:
                 for method in METHODS:
                     self._train(f"{method}-seed{seed}", lambda m=method, s=seed: self._adversarial_stage(m, s, start))
             self._report()
+        return f"wrote {self.out}/results.json, table.md, comparison.png, curves.png"
 
     def _announce(self) -> None:
         """Say what will be done with what."""

@@ -1,18 +1,22 @@
+import dataclasses
+import importlib
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from PIL import Image
 from safetensors.torch import save_file
 
 import agents.reproduce
-from agents.cli import main
+from agents.cli import COMMANDS, Command, main
 from agents.options import QUICK, ReproduceOptions
 from gan.content import ENVIRONMENT_VARIABLE
 
@@ -113,7 +117,7 @@ def test_damaged_file_among_good_ones_is_one_line_and_no_end(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_damaged(good / "damaged.png")
-    monkeypatch.setattr(agents.reproduce.Reproduction, "run", lambda self: None)
+    monkeypatch.setattr(agents.reproduce.Reproduction, "run", lambda self: "")
     tiny = ["--content-loss", "none", "--hr-patch-size", "32", "--device", "cpu"]
     assert main(["reproduce", *tiny, "--data", str(good), "--out", str(tmp_path / "out")]) == 0
     (line,) = capsys.readouterr().err.splitlines()
@@ -254,18 +258,14 @@ def test_unknown_option_or_choice(fails: Fails, options: list[object], words: st
     assert words in fails(*options)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [([], "reproduce"), (["bogus"], "bogus"), (["bogus", "--scale", "2"], "bogus"), (["reproduce", "--out"], "--out")],
-)
-def test_unknown_subcommand_and_missing_value(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
+def test_missing_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "--out"]) == 2
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
-    assert line.startswith("rlsr: error: ")
-    assert words in line
+    expected = (
+        "rlsr: error: Missing value for argument '--out'. Expected 1 values. For full helptext, run rlsr reproduce"
+    )
+    assert line == f"{expected} --help"
     assert captured.out == ""
 
 
@@ -294,16 +294,16 @@ class FakeReproduction:
 
     made: ReproduceOptions
     command: str
-    out = Path("some where")
     how_to_go_on = "go on with: that"
     failure: BaseException | None = None
 
     def __init__(self, options: ReproduceOptions, command: str) -> None:
         FakeReproduction.made, FakeReproduction.command = options, command
 
-    def run(self) -> None:
+    def run(self) -> str:
         if self.failure is not None:
             raise self.failure
+        return "wrote everything\nwhere it belongs"
 
 
 @pytest.fixture
@@ -313,14 +313,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeReproduction]:
     return FakeReproduction
 
 
-def test_finished_run_says_where_the_results_are(
+def test_finished_run_prints_its_closing_lines(
     fake: type[FakeReproduction], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["reproduce", "--eval-data", "a b", "c", "--scale", "2"]) == 0
     assert fake.made == ReproduceOptions(eval_data=(Path("a b"), Path("c")), scale=2)
     assert fake.command == "rlsr reproduce --eval-data 'a b' c --scale 2"  # can be pasted into a shell
     captured = capsys.readouterr()
-    assert captured.out == "wrote some where/results.json, table.md, comparison.png, curves.png\n"
+    assert captured.out == "wrote everything\nwhere it belongs\n"
     assert captured.err == ""
 
 
@@ -370,20 +370,120 @@ def test_ctrl_c_while_pictures_are_read(
 def test_warnings_are_one_line(
     fake: type[FakeReproduction], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def warn(self: FakeReproduction) -> None:
+    def warn(self: FakeReproduction) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("several\n  lines", UserWarning, stacklevel=1)
+        return ""
 
     monkeypatch.setattr(fake, "run", warn)
     assert main(["reproduce"]) == 0
-    assert capsys.readouterr().err == "rlsr: warning: several lines\n"
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "rlsr: warning: several lines\n")
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """Copy a file.
+
+    More about it.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """What to copy."""
+    times: int = 3
+    """How often."""
+    quick: bool = False
+    """Once."""
+
+
+class Copying:
+    """A job that ends although some of its files failed."""
+
+    made: CopyOptions
+    how_to_go_on = "start anew"
+    exit_code = 1
+
+    def __init__(self, options: CopyOptions, *, command: str) -> None:
+        Copying.made = options
+
+    def run(self) -> str:
+        return ""
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "copy", Command(CopyOptions, f"{__name__}:Copying", {"times": 1}))
+
+
+@pytest.mark.usefixtures("copying")
+def test_command_with_a_required_option_and_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["copy", "a b"]) == 1
+    assert Copying.made == CopyOptions(Path("a b"))
+    assert main(["copy", "a", "--quick"]) == 1
+    assert Copying.made == CopyOptions(Path("a"), times=1, quick=True)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")  # no empty line for no closing lines
+    assert main(["copy"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rlsr: error: Missing from rlsr copy: PATH What to copy. (required) For full help")
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("copying")
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "no command given"),
+        (["bogus"], "unknown command 'bogus'"),
+        (["bogus", "--scale", "2"], "unknown command 'bogus'"),
+        (["--quick", "copy"], "unknown command '--quick'"),
+        ([""], "unknown command ''"),
+    ],
+)
+def test_no_command_and_an_unknown_one_list_all(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"rlsr: error: {complaint}; known: {', '.join(COMMANDS)}; see rlsr --help\n"
+    assert captured.err.endswith("copy; see rlsr --help\n")
+
+
+@pytest.mark.usefixtures("copying")
+def test_help_has_one_line_for_each_command_and_the_commands_own_help_has_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code in (0, None)
+    overview = capsys.readouterr().out
+    assert "Copy a file." in overview and "More about it." not in overview
+    with pytest.raises(SystemExit):
+        main(["copy", "--help"])
+    assert "More about it." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_job_and_documented_options(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.options.__doc__
+    module, _, attribute = command.job.partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+    assert callable(command.options.check)
+    fields = {entry.name for entry in dataclasses.fields(command.options)}
+    assert set(command.quick) <= fields
+    assert ("quick" in fields) == bool(command.quick)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        command.defaults(quick=False).anything = 1
 
 
 HELP = """
-import contextlib, io, sys
-from agents.cli import main
-for arguments in (["--help"], ["reproduce", "--help"]):
+import sys
+from agents.cli import COMMANDS, main
+for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
     try:
         main(arguments)
     except SystemExit as stop:
@@ -410,7 +510,8 @@ def test_help_names_every_option_and_imports_nothing_heavy(tmp_path: Path) -> No
         "vgg-weights", "quick", "resume",
     ):  # fmt: skip
         assert f"--{option}" in done.stdout
-    assert "reproduce" in done.stdout
+    for name in COMMANDS:
+        assert f"usage: rlsr {name}" in done.stdout
 
 
 def test_module_and_console_script_run(tmp_path: Path) -> None:
