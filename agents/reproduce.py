@@ -68,7 +68,7 @@ class HeldOut:
     folder: Path
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse a folder that holds something."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
@@ -123,7 +123,7 @@ class Reproduction:
             options = _read_resumed(options)
         else:
             self.out = options.out or Path("runs") / time.strftime("reproduce-%Y%m%d-%H%M%S")
-            _check_out(self.out)
+            check_out(self.out)
         self.options = options
         options.check()
         self.device = choose_device(options.device)

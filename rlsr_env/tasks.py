@@ -24,10 +24,12 @@ class Task(ABC):
     Attributes:
         name: The name it goes by.
         n_channels: Channels of an observation; the first three are the LR patch.
+        remembers: Whether a step changes what a later action leads to.
     """
 
     name: ClassVar[str]
     n_channels = 3
+    remembers: ClassVar[bool] = True
 
     @abstractmethod
     def action_space(self, lr_patch_size: int, scale: int) -> Space:
@@ -149,6 +151,7 @@ class SuperResolution(Task):
     """The action is the SR picture itself, so that a generator can be the policy."""
 
     name: ClassVar[str] = "super_resolution"
+    remembers: ClassVar[bool] = False
 
     def action_space(self, lr_patch_size: int, scale: int) -> Box:
         """A picture `(3, scale * h, scale * w)`, -1 black and +1 white: the symmetric range that SB3 recommends."""

@@ -242,6 +242,58 @@ class RestorationVectorEnv(VectorEnv):
         ended = torch.from_numpy(terminated).to(self.source.device)
         return self._observed().clone(), rewards, ended, torch.zeros_like(ended), info
 
+    def rewards_of(self, actions: Tensor, per_block: bool = False) -> Tensor:
+        """What each of several actions would earn on the current patches, without acting: groups of samples for GRPO.
+
+        Args:
+            actions: `(K, N, ...)` float32, K actions for each environment.
+            per_block: Credit for each block of 8 x 8 pixels instead, from the metric's map; larger is better. Before and
+                after an action the map of the generator's picture is the same, so this is the map after it, and no
+                reward function is applied.
+
+        Returns:
+            Rewards `(K, N)`, or maps `(K, N, H // 8, W // 8)`, on the device.
+
+        Raises:
+            ValueError: For actions of the wrong shape, a task whose steps depend on each other, a metric that has no map
+                where one is asked for, or a metric that fails; the pictures are named.
+        """
+        if self.task.remembers:
+            raise ValueError(
+                f"task {self.task.name} remembers earlier actions, so several cannot be tried on one patch; take "
+                "rlsr/SuperResolution-v0"
+            )
+        if not isinstance(actions, Tensor) or actions.ndim < 2 or actions.shape[1:] != self.action_space.shape:
+            got = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
+            raise ValueError(f"actions must have shape (K, {', '.join(map(str, self.action_space.shape))}), got {got}")
+        n_samples = len(actions)
+        with torch.no_grad():
+            lr_image = to_float(self._lr).repeat(n_samples, 1, 1, 1)
+            sr_image = to_8bit(self.task.restore(actions.flatten(0, 1), lr_image, self.generator).float())
+            hr_image = to_float(self._hr)
+            sign = 1.0 if self.metric.higher_is_better else -1.0
+            if per_block:
+                maps = sign * self.metric.blocks(sr_image, hr_image)
+                self._check_samples(maps.flatten(1).isnan().any(1), n_samples)
+                return maps.unflatten(0, (n_samples, self.num_envs))
+            try:
+                values = self.metric(sr_image, hr_image.repeat(n_samples, 1, 1, 1)).double()
+            except ValueError as error:
+                raise ValueError(f"{error} (patches of {', '.join(dict.fromkeys(self.uris()))})") from error
+            self._check_samples(values.isnan(), n_samples)
+            values = values.nan_to_num(posinf=PERFECT, neginf=-PERFECT).unflatten(0, (n_samples, self.num_envs))
+            return self.reward(sign * self._values.expand_as(values), sign * values)
+
+    def _check_samples(self, bad: Tensor, n_samples: int) -> None:
+        """Raise where samples could not be judged, and say of which pictures."""
+        if bad.any():
+            patches = bad.unflatten(0, (n_samples, self.num_envs)).any(0).nonzero().flatten().tolist()
+            uris = dict.fromkeys(self.uris()[number] for number in patches)
+            raise ValueError(
+                f"metric {self.metric.name} returned NaN for {int(bad.sum())} of {len(bad)} pictures, patches of "
+                f"{', '.join(uris)}"
+            )
+
     def _act(self, actions: Tensor) -> tuple[Tensor, np.ndarray, dict[str, Tensor]]:
         """Act, judge, count: rewards `(N,)`, terminated `(N,)`, and what `info` says of this step."""
         if self._finished.any():
