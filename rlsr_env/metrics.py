@@ -11,8 +11,12 @@ import torch
 from pytorch_msssim import ms_ssim, ssim
 from torch import Tensor
 
+from rlsr_env.block_maps import BLOCK, squared_error_map, ssim_map
+
 # BT.601: luma in 8-bit levels, without its offset of 16, for R, G and B in [0, 1].
 LUMA_WEIGHTS = (65.481, 128.553, 24.966)
+# In dB; what decoders reach at a tenth of a bit per pixel.
+TANGENT_PSNR = 25.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Metric:
         min_size: The smallest shorter side that it accepts, in pixels.
         unit: The unit of its values, empty where they have none.
         source: Where its definition comes from.
+        block_map: Where the metric is local, its map over blocks of 8 x 8 pixels; see `blocks`.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Metric:
     min_size: int = 1
     unit: str = ""
     source: str = ""
+    block_map: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
         """Judge SR pictures.
@@ -60,6 +66,34 @@ class Metric:
         dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
         with torch.autocast(sr_image.device.type, enabled=False):
             return self.function(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+
+    @torch.no_grad()
+    def blocks(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
+        """Judge each block of 8 x 8 pixels: the metric as local credit.
+
+        The mean over a picture's blocks rises and falls with the metric; `higher_is_better` holds for both. A block's
+        value depends on nothing beyond its eight neighbours. No gradient is recorded.
+
+        Args:
+            sr_image: The pictures to judge, `(K * P, 3, H, W)`, any float dtype: K samples of each of P patches, sample
+                after sample, so picture `k * P + p` is sample `k` of patch `p`.
+            hr_image: The originals, `(P, 3, H, W)`.
+
+        Returns:
+            `(K * P, H / 8, W / 8)`, float32 or better.
+
+        Raises:
+            TypeError: If a picture is not a floating-point tensor.
+            ValueError: If the metric has no map; if there are not K times as many SR pictures as HR pictures, their
+                sizes differ, are no multiples of 8, or are smaller than the map needs.
+        """
+        if self.block_map is None:
+            local = ", ".join(sorted(name for name, judge in METRICS.items() if judge.block_map is not None))
+            raise ValueError(f"{self.name} judges whole pictures only and has no map over blocks; these have: {local}")
+        _check_blocks(sr_image, hr_image, self.name, self.min_size)
+        dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
+        with torch.autocast(sr_image.device.type, enabled=False):
+            return self.block_map(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
 
 
 def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -265,8 +299,8 @@ def _decibels(mse: Tensor) -> Tensor:
     return -10 * torch.log10(mse)
 
 
-def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
-    """Raise unless both tensors are pictures that the metric `name` can compare."""
+def _check_floats(sr_image: Tensor, hr_image: Tensor, name: str) -> None:
+    """Raise unless both are floating-point tensors."""
     for role, image in (("SR", sr_image), ("HR", hr_image)):
         if not isinstance(image, Tensor) or not image.is_floating_point():
             got = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -274,11 +308,39 @@ def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int
                 f"{name} needs floating-point tensors in [0, 1], got {got} for the {role} pictures; "
                 "divide 8-bit data by 255."
             )
+
+
+def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
+    """Raise unless both tensors are pictures that the metric `name` can compare."""
+    _check_floats(sr_image, hr_image, name)
     if sr_image.shape != hr_image.shape:
         raise ValueError(
             f"{name} needs SR and HR pictures of one shape, got {tuple(sr_image.shape)} and {tuple(hr_image.shape)}; "
             "crop or resize one of them."
         )
+    _check_size(sr_image, name, min_size)
+
+
+def _check_blocks(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
+    """Raise unless the tensors are K samples of patches, and the patches, whose blocks `name` can judge."""
+    _check_floats(sr_image, hr_image, name)
+    if sr_image.shape[1:] != hr_image.shape[1:] or not len(hr_image) or len(sr_image) % len(hr_image):
+        raise ValueError(
+            f"the blocks of {name} need SR pictures (K * P, 3, H, W) for HR pictures (P, 3, H, W), got "
+            f"{tuple(sr_image.shape)} and {tuple(hr_image.shape)}"
+        )
+    # Rounded up to whole blocks.
+    _check_size(hr_image, f"the block map of {name}", -(-min_size // BLOCK) * BLOCK)
+    height, width = hr_image.shape[-2:]
+    if height % BLOCK or width % BLOCK:
+        raise ValueError(
+            f"the blocks of {name} have {BLOCK} x {BLOCK} pixels, got pictures of {height}x{width}; take a patch size "
+            f"that is a multiple of {BLOCK}"
+        )
+
+
+def _check_size(sr_image: Tensor, name: str, min_size: int) -> None:
+    """Raise unless a tensor is a batch of RGB pictures that are large enough."""
     if sr_image.dim() != 4 or sr_image.shape[1] != 3:
         raise ValueError(
             f"{name} needs RGB pictures of shape (B, 3, H, W), got {tuple(sr_image.shape)}; "
@@ -290,6 +352,26 @@ def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int
             f"{name} needs pictures of at least {min_size} pixels on the shorter side, got {height}x{width}; "
             "use larger pictures or another metric."
         )
+
+
+def _psnr_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """PSNR's block map, from the mean squared error of each block."""
+    return _tangent(squared_error_map(sr_image, hr_image))
+
+
+def _psnr_y_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """The block map of the luma's PSNR."""
+    return _tangent(squared_error_map(sr_image, hr_image, sr_image.new_tensor(LUMA_WEIGHTS) / 255))
+
+
+def _tangent(mse: Tensor) -> Tensor:
+    """PSNR as a linear function of the mean squared error, in dB: its tangent at 25 dB.
+
+    A block's own PSNR would be the wrong credit: the picture's PSNR follows the mean of the blocks' errors, so what a
+    block earns is the error that it lost, not the factor by which it fell. The tangent's mean over the blocks is the
+    tangent at the picture's own error, and being in dB it keeps its proportion in sums with other metrics.
+    """
+    return TANGENT_PSNR + 10 / math.log(10) * (1 - mse / 10 ** (-TANGENT_PSNR / 10))
 
 
 def _ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -305,10 +387,10 @@ def _ms_ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
 METRICS: dict[str, Metric] = {
     judge.name: judge
     for judge in (
-        Metric("psnr", psnr, unit="dB", source="Savioli 2019, eq. 6"),
-        Metric("psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range"),
+        Metric("psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map),
+        Metric("psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map),
         # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
-        Metric("ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim"),
+        Metric("ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map),
         Metric("ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim"),
     )
 }
