@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import re
 import shlex
 import sys
@@ -16,10 +17,12 @@ from typing import Annotated, Any, TextIO, Union
 
 import tyro
 
+from agents.envs_options import EnvsOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+# The last two are those of a shell: 128 + the signal's number, SIGINT and SIGPIPE.
+USAGE_ERROR, RUN_ERROR, INTERRUPTED, OUTPUT_CLOSED = 2, 1, 130, 141
 PROGRAM = "rlsr"
 
 
@@ -53,6 +56,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
+    "envs": Command(EnvsOptions, "agents.envs:EnvsListing"),
 }
 
 
@@ -87,8 +91,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Command, Any]:
             prefix_name=False,
         )
         subcommands.append(Annotated[command.options, subcommand])
-    nothing = Annotated[None, tyro.conf.Suppress]  # a union has two members or more, also where the table has one
-    any_command: Any = Union[(*subcommands, nothing)]
+    any_command: Any = Union[tuple(subcommands)]  # noqa: UP007 (made at run time)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -125,16 +128,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     try:
         closing = job.run()
+        if closing:
+            print(closing, flush=True)
     except Interrupted as stop:
         print(f"{PROGRAM}: {stop}", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped at once; {job.how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        return OUTPUT_CLOSED
     except (ValueError, OSError, RuntimeError, OverflowError) as error:  # also torch's, such as out of memory
         return _fail(error, RUN_ERROR)
-    if closing:
-        print(closing)
     return getattr(job, "exit_code", 0)
 
 

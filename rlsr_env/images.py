@@ -282,6 +282,13 @@ _NAMED_SETS: dict[str, Callable[[], ImageSet]] = {
 }
 
 
+def image_set_names() -> list[str]:
+    """The names that `image_set` knows, besides `folder:PATH`; nothing is downloaded."""
+    from rlsr_env.sources import SOURCES  # here, as what downloads imports this module
+
+    return [*_NAMED_SETS, *SOURCES]
+
+
 def image_set(name: str | os.PathLike[str] | ImageSet) -> ImageSet:
     """Makes an image set from its name.
 
@@ -313,7 +320,7 @@ def image_set(name: str | os.PathLike[str] | ImageSet) -> ImageSet:
                 from rlsr_env.downloads import DownloadableImages
 
                 return DownloadableImages(downloadable, SOURCES[downloadable])
-        raise ValueError(f"unknown image set {name!r}; known: {', '.join([*_NAMED_SETS, *SOURCES])}, folder:PATH")
+        raise ValueError(f"unknown image set {name!r}; known: {', '.join(image_set_names())}, folder:PATH")
     if isinstance(name, os.PathLike):
         return FolderImages(name)
     raise TypeError(f"an image set is a name, a path or an ImageSet; got {type(name).__name__}")
