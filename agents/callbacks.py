@@ -16,6 +16,7 @@ from agents.policies import trunk_parameters
 from gan.adversarial import AdversarialUpdate
 from gan.generator import Generator
 from rlsr_env.files import write_whole
+from rlsr_env.tasks import SuperResolution
 
 Schedule = Literal["update", "step"]
 
@@ -132,8 +133,11 @@ class AdversarialLossCallback(BaseCallback):
         """Say so where the environment judges a generator that nobody trains."""
         try:
             judged = self.training_env.get_attr("generator")
+            tasks = self.training_env.get_attr("task")
         except AttributeError:
             return
+        if all(isinstance(task, SuperResolution) for task in tasks):
+            return  # the action is the picture; the environment's generator is what it is compared with
         if any(other is not generator for other in judged):
             warnings.warn(
                 "the environment judges another generator than the one that is trained; set env.generator = "
