@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from rlsr_env.vector_env import RestorationVectorEnv
+from rlsr_env.window import Window, window_available
 
 
 class RestorationEnv(gymnasium.Env):
@@ -71,20 +72,39 @@ class RestorationEnv(gymnasium.Env):
     ## Vectorized environment
     `gymnasium.make_vec("rlsr/PSNRPrediction-v0", num_envs=64)` is one batch on one device.
 
+    ## Rendering
+    `render_mode="rgb_array"`: `render` returns a frame, the LR patch enlarged beside the SR picture (and the original
+    with `render_original=True`), the metric in a caption. Gymnasium's `RecordVideo` makes an MP4 of it. `"human"`: a
+    window shows each frame as it comes, two in a second. Both need `pip install "rlsr[render]"` (moviepy, pygame).
+
     ## Version History
     * v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}  # noqa: RUF012 (as the base class has it)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 2}  # noqa: RUF012 (as in Gymnasium)
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         """Build the environment.
 
         Args:
-            render_mode: None or `"rgb_array"`.
+            render_mode: None, `"rgb_array"` or `"human"`.
             **options: See `RestorationVectorEnv`.
+
+        Raises:
+            DependencyNotInstalled: For `"human"` without pygame.
+            ValueError: For a setting that is unknown or out of range.
         """
-        self._batch = RestorationVectorEnv(1, render_mode=render_mode, autoreset_mode=AutoresetMode.DISABLED, **options)
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
+        self._window = Window("rlsr", self.metadata["render_fps"]) if render_mode == "human" else None
+        self._batch = RestorationVectorEnv(
+            1,
+            render_mode="rgb_array" if render_mode == "human" else render_mode,
+            autoreset_mode=AutoresetMode.DISABLED,
+            **options,
+        )
+        if not window_available():  # Gymnasium's checker tries every mode that an environment lists
+            self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
         self.render_mode = render_mode
         self.observation_space = self._batch.single_observation_space
         self.action_space = self._batch.single_action_space
@@ -118,6 +138,7 @@ class RestorationEnv(gymnasium.Env):
             raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
         self._batch._rngs[0] = self.np_random
         observations, infos = self._batch.reset(options=options)
+        self._show()
         return observations[0], self._single(infos)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -135,12 +156,29 @@ class RestorationEnv(gymnasium.Env):
             ResetNeeded: After the episode's end.
         """
         observations, rewards, terminated, truncated, infos = self._batch.step(np.asarray(action)[None])
+        self._show()
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), self._single(infos)
 
     def render(self) -> np.ndarray | None:
-        """The frame `(H + 14, 2 * W, 3)` uint8; see `RestorationVectorEnv.render`."""
+        """The frame `(H + 14, 2 * W, 3)` uint8; see `RestorationVectorEnv.render`.
+
+        None without a render mode, and with `"human"`, where each step and reset shows its frame itself.
+        """
+        if self._window is not None:
+            return None
         frames = self._batch.render()
         return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+
+    def _show(self) -> None:
+        """Show the present frame where there is a window."""
+        frames = None if self._window is None else self._batch.render()
+        if self._window is not None and frames is not None:
+            self._window.show(frames[0])
 
     def _single(self, infos: dict[str, Any]) -> dict[str, Any]:
         """The infos of the only environment, without the batch's masks."""

@@ -81,7 +81,7 @@ class RestorationVectorEnv(VectorEnv):
                 `lr_patch_size` and `device`.
             device: Where pictures are kept and compared: `"cpu"`, `"cuda"`, ...
             autoreset_mode: `SAME_STEP` or `DISABLED` (with `reset(options={"reset_mask": ...})`).
-            render_mode: None or `"rgb_array"`.
+            render_mode: None or `"rgb_array"`; the scalar environment also takes `"human"`.
             render_original: Whether frames show the original as well.
             **task_options: The task's own settings.
 

@@ -648,11 +648,24 @@ def test_a_caption_leaves_the_picture_alone_and_is_cut_off_at_its_edge() -> None
 @EVERY_ID
 def test_gymnasium_records_a_video(env_id: str, tmp_path: Path, folder: Path) -> None:
     pytest.importorskip("moviepy")
-    env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2, render_mode="rgb_array")
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    env = gymnasium.make(env_id, images=f"folder:{folder}", scale=2, episode_length=3, render_mode="rgb_array")
     recorder = gymnasium.wrappers.RecordVideo(env, str(tmp_path / "videos"))
-    play(recorder, 3, seed=0)
+    recorder.reset(seed=0)
+    frames = [recorder.render()]
+    for _ in range(3):
+        recorder.step(recorder.action_space.sample())
+        frames.append(recorder.render())
     recorder.close()
-    assert list((tmp_path / "videos").glob("*.mp4"))
+    (video,) = (tmp_path / "videos").glob("*.mp4")
+    reader = imageio_ffmpeg.read_frames(str(video))
+    facts = next(reader)
+    assert (facts["fps"], facts["source_size"]) == (2, (160, 80 + CAPTION_HEIGHT))
+    recorded = [np.frombuffer(data, np.uint8).reshape(80 + CAPTION_HEIGHT, 160, 3).astype(int) for data in reader]
+    assert len(recorded) == 4
+    for shown, frame in zip(recorded, frames, strict=True):
+        assert isinstance(frame, np.ndarray)
+        assert np.abs(shown[:80, :80] - frame[:80, :80]).mean() < 12  # the LR panel, after H.264 with halved colour
 
 
 def test_without_a_render_mode_there_is_no_frame(settings_of_tests: dict[str, Any]) -> None:
