@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from torch import Tensor
 
 from agents.ablation_options import AblateOptions
-from agents.ablation_report import Cell, write_reports
+from agents.ablation_report import Cell, write_page, write_reports
 from agents.callbacks import AdversarialLossCallback
 from agents.grpo import GRPO
 from agents.interruption import Interrupted, Interruption
@@ -379,4 +379,19 @@ class Ablation:
         return values
 
     def _write_crops(self) -> None:
-        """A page of one crop, restored by every cell of seed 0."""
+        """A page with the centre of one crop: the original, the control, and every other cell of seed 0."""
+        crop = max(self.crops, key=lambda crop: float(to_float(crop.hr_image).std()))
+        panels = {"original": to_float(crop.hr_image)}
+        for method, reward, _ in (key for key in self.keys() if key[2] == 0):
+            generator = load_generator(self.out / "cells" / f"{_name(method, reward, 0)}.safetensors").to(self.device)
+            generator.set_compute_dtype(self.compute_dtype)
+            with torch.no_grad():
+                sr_image = generator(to_float(crop.lr_image.to(self.device)))
+            panels[f"{method} {reward}".strip()] = to_8bit(sr_image.float()).cpu()
+        write_page(self.out / "crops.png", panels)
+
+
+def _name(method: str, reward: str, seed: int) -> str:
+    """The name of a cell's files; a weighted sum of metrics has characters that a file name should not have."""
+    safe = reward.replace("*", "x").replace("/", "_")
+    return "-".join(part for part in (method, safe, f"seed{seed}") if part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
+from torch import Tensor
 
 from agents.reports import write_json
 from rlsr_env.files import write_whole
@@ -22,6 +23,7 @@ matplotlib.use("agg")
 
 CONTROL = "control"
 CONFIDENCE = 0.95
+PANEL_SIZE, PANELS_IN_A_ROW = 128, 6
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,7 @@ def collect(cells: Sequence[Cell], judges: Sequence[Metric]) -> dict[str, Any]:
         seconds = statistics.fmean(c.seconds for c in cells if (c.method, c.reward) == (method, reward))
         rows.append({"method": method, "reward": reward, "seconds": round(seconds, 1), "gains": gains})
     controls = [cell for cell in cells if cell.method == CONTROL]
-    means = {
-        judge.name: [statistics.fmean(cell.values[judge.name].values()) for cell in controls] for judge in judges
-    }
+    means = {judge.name: [statistics.fmean(cell.values[judge.name].values()) for cell in controls] for judge in judges}
     return {
         "control": {
             name: {"mean": statistics.fmean(values), "per_seed": values}
@@ -258,3 +258,25 @@ def _heat_map(rows: Sequence[dict[str, Any]], judges: Sequence[Metric]) -> Figur
     axes.set_xlabel("measured with")
     axes.set_ylabel("trained for")
     return figure
+
+
+def write_page(path: Path, panels: Mapping[str, Tensor]) -> None:
+    """A page of pictures, each with its name above.
+
+    Args:
+        path: PNG to write.
+        panels: Pictures `(1, 3, H, W)` in [0, 1]; their centres are shown, twice enlarged.
+    """
+    n_rows = -(-len(panels) // PANELS_IN_A_ROW)
+    figure = Figure(figsize=(2.7 * PANELS_IN_A_ROW, 2.95 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, PANELS_IN_A_ROW, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (name, image) in zip(grid, panels.items(), strict=False):
+        height, width = image.shape[-2:]
+        size = min(PANEL_SIZE, height, width)
+        top, left = (height - size) // 2, (width - size) // 2
+        centre = image[0, :, top : top + size, left : left + size]
+        axes.imshow(centre.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=96))

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TextIO, Union
 
 import tyro
 
+from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.envs_options import EnvsOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
@@ -56,6 +57,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
+    "ablate": Command(AblateOptions, "agents.ablation:Ablation", QUICK_ABLATION),
     "envs": Command(EnvsOptions, "agents.envs:EnvsListing"),
 }
 

@@ -109,8 +109,8 @@ class GeneratorPolicy(ActorCriticPolicy):
             obs: LR pictures `(N, 3, h, w)` uint8.
 
         Returns:
-            SR pictures `(N, 3, H, W)` float32, in [0, 1] but not clipped, and values `(N,)`. The critic's gradient stops
-            at the latent: it must not change the picture.
+            SR pictures `(N, 3, H, W)` float32, in [0, 1] but not clipped, and values `(N,)`. The critic's gradient
+            stops at the latent: it must not change the picture.
         """
         lr_image = self.lr_image(obs)
         latent = self.trunk(lr_image)

@@ -46,7 +46,7 @@ class GRPO(OnPolicyAlgorithm):
         n_skipped: Updates left out because the metric failed.
     """
 
-    policy: GeneratorPolicy  # type: ignore[assignment]
+    policy: GeneratorPolicy
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class GRPO(OnPolicyAlgorithm):
             baseline: What a reward is compared with: see `advantages`.
             credit: `"block"` (the metric needs a map), `"picture"`, or `"auto"`: by block where the metric has a map.
             policy_coef: Weight of the policy gradient, beside whatever a callback adds to the update.
-            anchor_weight: Weight of the Kullback-Leibler divergence from the policy that training started from, the mean
-                over the picture's values of (mean - reference)^2 / (2 sigma^2): against reward hacking.
+            anchor_weight: Weight of the Kullback-Leibler divergence from the policy that training started from, the
+                mean over the picture's values of (mean - reference)^2 / (2 sigma^2): against reward hacking.
             vf_coef: Weight of the critic's squared error; used with `baseline="critic"` only.
             max_grad_norm: Bound on the norm of this gradient, to which SRGAN's may be added afterwards.
             max_skipped: Updates that the metric may spoil in a row before `learn` gives up.
@@ -177,7 +177,7 @@ class GRPO(OnPolicyAlgorithm):
         assert self.env is not None
         return _restoration(self.env)
 
-    def learn(  # type: ignore[override]
+    def learn(
         self,
         total_timesteps: int,
         callback: Any = None,
@@ -192,13 +192,9 @@ class GRPO(OnPolicyAlgorithm):
         """
         if self.num_timesteps == 0 or reset_num_timesteps:
             self.policy.anchor()
-        return super().learn(  # type: ignore[return-value]
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
-    ) -> bool:
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """One pass of the generator over the current patches, the group's pictures, their rewards, new patches."""
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
@@ -228,7 +224,7 @@ class GRPO(OnPolicyAlgorithm):
         return True
 
     def _rewards(self, mean: Tensor, half: Tensor) -> Tensor:
-        """Rewards of the group, `(K, N)` or `(K, N, H // 8, W // 8)`; the second half has the first's noise mirrored."""
+        """Rewards of the group, `(K, N)` or `(K, N, H // 8, W // 8)`; the second half has the first's noise negated."""
         device = self.judge.source.device
         noise = 2.0 * self.policy.sigma * half
         action = to_action(mean)
@@ -263,7 +259,9 @@ class GRPO(OnPolicyAlgorithm):
             loss = loss + self.anchor_weight * divergence
             self.logger.record_mean("train/divergence_from_start", divergence.item())
         if self.baseline == "critic":
-            value_loss = functional.mse_loss(values, rewards.flatten(2).mean((0, 2)) if rewards.ndim > 2 else rewards.mean(0))
+            value_loss = functional.mse_loss(
+                values, rewards.flatten(2).mean((0, 2)) if rewards.ndim > 2 else rewards.mean(0)
+            )
             loss = loss + self.vf_coef * value_loss
             self.logger.record_mean("train/value_loss", value_loss.item())
         self.logger.record_mean("train/reward_spread", rewards.std(0).mean().item())
@@ -305,8 +303,9 @@ class GRPO(OnPolicyAlgorithm):
         self._n_flat_in_a_row = self._n_flat_in_a_row + 1 if flat.all() else 0
         if self._n_flat_in_a_row > self.max_flat:
             raise RuntimeError(
-                f"in {self._n_flat_in_a_row} updates in a row, all {self.group_size} pictures of a patch earned the same, "
-                f"so there is nothing to learn from; raise sigma (now {self.policy.sigma:g}), or take a reward that varies"
+                f"in {self._n_flat_in_a_row} updates in a row, all {self.group_size} pictures of a patch earned the "
+                f"same, so there is nothing to learn from; raise sigma (now {self.policy.sigma:g}), or take a reward "
+                "that varies"
             )
 
 

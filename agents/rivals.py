@@ -51,14 +51,14 @@ class MetricGradient:
         lr_image, hr_image = self.sampler.batch()
         sign = 1.0 if self.metric.higher_is_better else -1.0
         loss = -sign * self.metric(generator(lr_image), hr_image).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 class EvolutionStrategies:
     """The gradient that evolution strategies estimate in the space of weights (Salimans et al. 2017, algorithm 1).
 
-    Mirrored perturbations of all weights; each is judged on the same batch, and the rewards are replaced by their ranks,
-    from -0.5 to 0.5 (there, sec. 2.1). A perturbation costs a pass of the network, an action of GRPO does not.
+    Mirrored perturbations of all weights; each is judged on the same batch, and the rewards are replaced by their
+    ranks, from -0.5 to 0.5 (there, sec. 2.1). A perturbation costs a pass of the network, an action of GRPO does not.
     """
 
     def __init__(self, metric: Metric, sampler: PatchSampler, n_perturbations: int, sigma: float, seed: int) -> None:
@@ -91,9 +91,7 @@ class EvolutionStrategies:
         centre = parameters_to_vector(parameters).clone()
         lr_image, hr_image = self.sampler.batch()
         sign = 1.0 if self.metric.higher_is_better else -1.0
-        half = [
-            torch.randn(centre.numel(), generator=self.random).to(centre) for _ in range(self.n_perturbations // 2)
-        ]
+        half = [torch.randn(centre.numel(), generator=self.random).to(centre) for _ in range(self.n_perturbations // 2)]
         rewards = []
         for noise in [*half, *(-noise for noise in half)]:
             vector_to_parameters(centre + self.sigma * noise, parameters)
@@ -101,7 +99,9 @@ class EvolutionStrategies:
         vector_to_parameters(centre, parameters)
         ranks = centred_ranks(torch.stack(rewards)).to(centre)
         first, second = ranks.chunk(2)
-        estimate = sum((weight * noise for weight, noise in zip(first - second, half, strict=True)), torch.zeros_like(centre))
+        estimate = sum(
+            (weight * noise for weight, noise in zip(first - second, half, strict=True)), torch.zeros_like(centre)
+        )
         estimate /= self.n_perturbations * self.sigma
         position = 0
         for parameter in parameters:

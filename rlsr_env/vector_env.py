@@ -247,16 +247,15 @@ class RestorationVectorEnv(VectorEnv):
 
         Args:
             actions: `(K, N, ...)` float32, K actions for each environment.
-            per_block: Credit for each block of 8 x 8 pixels instead, from the metric's map; larger is better. Before and
-                after an action the map of the generator's picture is the same, so this is the map after it, and no
-                reward function is applied.
+            per_block: Credit for each block of 8 x 8 pixels instead, from the metric's map after the action, turned so
+                that larger is better; the reward function is not applied.
 
         Returns:
             Rewards `(K, N)`, or maps `(K, N, H // 8, W // 8)`, on the device.
 
         Raises:
-            ValueError: For actions of the wrong shape, a task whose steps depend on each other, a metric that has no map
-                where one is asked for, or a metric that fails; the pictures are named.
+            ValueError: For actions of the wrong shape, a task whose steps depend on each other, a metric that has no
+                map where one is asked for, or a metric that fails; the pictures are named.
         """
         if self.task.remembers:
             raise ValueError(
@@ -265,7 +264,7 @@ class RestorationVectorEnv(VectorEnv):
             )
         if not isinstance(actions, Tensor) or actions.ndim < 2 or actions.shape[1:] != self.action_space.shape:
             got = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
-            raise ValueError(f"actions must have shape (K, {', '.join(map(str, self.action_space.shape))}), got {got}")
+            raise ValueError(f"actions must be a tensor of K times {self.action_space.shape}, got {got}")
         n_samples = len(actions)
         with torch.no_grad():
             lr_image = to_float(self._lr).repeat(n_samples, 1, 1, 1)
