@@ -11,10 +11,19 @@ import torch
 from pytorch_msssim import ms_ssim, ssim
 from torch import Tensor
 
-from rlsr_env.block_maps import BLOCK, squared_error_map, ssim_map
+from rlsr_env.black_box_metrics import (
+    LUMA_WEIGHTS,
+    EachPicture,
+    dtw,
+    edge_f1,
+    jpeg_bytes,
+    round_to_8bit,
+    ssimulacra2,
+)
+from rlsr_env.block_maps import squared_error_map, ssim_map
+from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
+from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures
 
-# BT.601: luma in 8-bit levels, without its offset of 16, for R, G and B in [0, 1].
-LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 # In dB; what decoders reach at a tenth of a bit per pixel.
 TANGENT_PSNR = 25.0
 
@@ -33,6 +42,7 @@ class Metric:
         unit: The unit of its values, empty where they have none.
         source: Where its definition comes from.
         block_map: Where the metric is local, its map over blocks of 8 x 8 pixels; see `blocks`.
+        value_range: The least and the greatest value that it can have.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Metric:
     unit: str = ""
     source: str = ""
     block_map: Callable[[Tensor, Tensor], Tensor] | None = None
+    value_range: tuple[float, float] = (-math.inf, math.inf)
 
     def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
         """Judge SR pictures.
@@ -56,16 +67,23 @@ class Metric:
             hr_image: The originals, of the same shape.
 
         Returns:
-            One value for each picture, `(B,)`.
+            One value for each picture, `(B,)`; NaN where a picture holds NaN.
 
         Raises:
             TypeError: If a picture is not a floating-point tensor.
             ValueError: If the shapes differ, are not `(B, 3, H, W)`, or are smaller than `min_size`.
+            MetricError: A ValueError, if the metric fails on pictures or makes NaN of pictures without NaN; it names
+                them.
         """
-        _check_pictures(sr_image, hr_image, self.name, self.min_size)
+        check_pictures(sr_image, hr_image, self.name, self.min_size)
         dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
         with torch.autocast(sr_image.device.type, enabled=False):
-            return self.function(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+            values = self.function(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+        if values.isnan().any():
+            spoilt = (sr_image.isnan() | hr_image.isnan()).flatten(1).any(1)
+            if (made := values.isnan() & ~spoilt).any():
+                raise MetricError(self.name, made.nonzero().flatten().tolist(), "returned NaN for {pictures}")
+        return values
 
     @torch.no_grad()
     def blocks(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -90,7 +108,7 @@ class Metric:
         if self.block_map is None:
             local = ", ".join(sorted(name for name, judge in METRICS.items() if judge.block_map is not None))
             raise ValueError(f"{self.name} judges whole pictures only and has no map over blocks; these have: {local}")
-        _check_blocks(sr_image, hr_image, self.name, self.min_size)
+        check_blocks(sr_image, hr_image, self.name, self.min_size)
         dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
         with torch.autocast(sr_image.device.type, enabled=False):
             return self.block_map(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
@@ -112,7 +130,7 @@ def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
         TypeError: If a picture is not a floating-point tensor.
         ValueError: If the shapes differ or are not `(B, 3, H, W)`.
     """
-    _check_pictures(sr_image, hr_image, "mean_squared_error", min_size=1)
+    check_pictures(sr_image, hr_image, "mean_squared_error", min_size=1)
     return (sr_image.double().clamp(0, 1) - hr_image.double().clamp(0, 1)).square().mean(dim=(2, 3)).mean(dim=1)
 
 
@@ -205,22 +223,32 @@ def to_8bit(image: Tensor) -> Tensor:
 
 
 def metric(name: str | Metric) -> Metric:
-    """Look a metric up by name.
+    """Look a metric up by name, or make a weighted sum of metrics.
+
+    In a sum such as `"0.5*ssim+0.5*dtw"` every term counts so that more is better: a metric of which less is better is
+    subtracted. Weights are positive; without one it is 1.
 
     Args:
-        name: A key of `METRICS`, or a metric, which is returned as it is.
+        name: A key of `METRICS`, a sum of them, or a metric, which is returned as it is.
 
     Returns:
         The metric.
 
     Raises:
-        ValueError: If no metric has that name.
+        ValueError: If no metric has that name, or the sum is malformed.
     """
     if isinstance(name, Metric):
         return name
-    if name not in METRICS:
-        raise ValueError(f"Unknown metric {name!r}; use one of {', '.join(sorted(METRICS))}, or pass a Metric.")
-    return METRICS[name]
+    if name in METRICS:
+        return METRICS[name]
+    if isinstance(name, str) and ("*" in name or "+" in name):
+        from rlsr_env.metric_sums import weighted_sum  # which knows Metric from here
+
+        return weighted_sum(name, METRICS)
+    raise ValueError(
+        f"Unknown metric {name!r}; use one of {', '.join(sorted(METRICS))}, a sum like 0.5*ssim+0.5*dtw, or pass a "
+        "Metric."
+    )
 
 
 def register_metric(
@@ -259,99 +287,15 @@ def register_metric(
     if not callable(function):
         raise TypeError(f"a metric is a function of two pictures, got {type(function).__name__}")
     METRICS[name] = Metric(
-        name, _PerPicture(name, function), higher_is_better, differentiable=False, min_size=min_size, unit=unit,
+        name, EachPicture(name, function), higher_is_better, differentiable=False, min_size=min_size, unit=unit,
         source=source,
     )  # fmt: skip
     return METRICS[name]
 
 
-@dataclass(frozen=True)
-class _PerPicture:
-    """A function of two NumPy pictures, applied to each picture of a batch."""
-
-    name: str
-    function: Callable[[np.ndarray, np.ndarray], float]
-
-    def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
-        """Judge the pictures one by one, `(B,)` float64."""
-        pairs = zip(_as_arrays(sr_image), _as_arrays(hr_image), strict=True)
-        values = [self._judge(number, sr, hr) for number, (sr, hr) in enumerate(pairs)]
-        return torch.tensor(values, dtype=torch.float64, device=sr_image.device)
-
-    def _judge(self, number: int, sr_image: np.ndarray, hr_image: np.ndarray) -> float:
-        """One value, or an error that says whose fault it is."""
-        try:
-            value = float(self.function(sr_image, hr_image))
-        except Exception as error:  # whatever a user's function raises
-            raise ValueError(f"metric {self.name!r} failed on picture {number} of the batch: {error!r}") from error
-        if math.isnan(value):
-            raise ValueError(f"metric {self.name!r} returned NaN for picture {number} of the batch; return a number")
-        return value
-
-
-def _as_arrays(image: Tensor) -> np.ndarray:
-    """Pictures `(B, 3, H, W)` in [0, 1] as `(B, H, W, 3)` uint8."""
-    return (image.detach() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
 def _decibels(mse: Tensor) -> Tensor:
     """Turn mean squared errors into PSNRs (Savioli 2019, eq. 6, with MAX = 1)."""
     return -10 * torch.log10(mse)
-
-
-def _check_floats(sr_image: Tensor, hr_image: Tensor, name: str) -> None:
-    """Raise unless both are floating-point tensors."""
-    for role, image in (("SR", sr_image), ("HR", hr_image)):
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            got = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(
-                f"{name} needs floating-point tensors in [0, 1], got {got} for the {role} pictures; "
-                "divide 8-bit data by 255."
-            )
-
-
-def _check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
-    """Raise unless both tensors are pictures that the metric `name` can compare."""
-    _check_floats(sr_image, hr_image, name)
-    if sr_image.shape != hr_image.shape:
-        raise ValueError(
-            f"{name} needs SR and HR pictures of one shape, got {tuple(sr_image.shape)} and {tuple(hr_image.shape)}; "
-            "crop or resize one of them."
-        )
-    _check_size(sr_image, name, min_size)
-
-
-def _check_blocks(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
-    """Raise unless the tensors are K samples of patches, and the patches, whose blocks `name` can judge."""
-    _check_floats(sr_image, hr_image, name)
-    if sr_image.shape[1:] != hr_image.shape[1:] or not len(hr_image) or len(sr_image) % len(hr_image):
-        raise ValueError(
-            f"the blocks of {name} need SR pictures (K * P, 3, H, W) for HR pictures (P, 3, H, W), got "
-            f"{tuple(sr_image.shape)} and {tuple(hr_image.shape)}"
-        )
-    # Rounded up to whole blocks.
-    _check_size(hr_image, f"the block map of {name}", -(-min_size // BLOCK) * BLOCK)
-    height, width = hr_image.shape[-2:]
-    if height % BLOCK or width % BLOCK:
-        raise ValueError(
-            f"the blocks of {name} have {BLOCK} x {BLOCK} pixels, got pictures of {height}x{width}; take a patch size "
-            f"that is a multiple of {BLOCK}"
-        )
-
-
-def _check_size(sr_image: Tensor, name: str, min_size: int) -> None:
-    """Raise unless a tensor is a batch of RGB pictures that are large enough."""
-    if sr_image.dim() != 4 or sr_image.shape[1] != 3:
-        raise ValueError(
-            f"{name} needs RGB pictures of shape (B, 3, H, W), got {tuple(sr_image.shape)}; "
-            "a single picture needs `image[None]`."
-        )
-    if min(sr_image.shape[-2:]) < min_size:
-        height, width = sr_image.shape[-2:]
-        raise ValueError(
-            f"{name} needs pictures of at least {min_size} pixels on the shorter side, got {height}x{width}; "
-            "use larger pictures or another metric."
-        )
 
 
 def _psnr_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -374,6 +318,11 @@ def _tangent(mse: Tensor) -> Tensor:
     return TANGENT_PSNR + 10 / math.log(10) * (1 - mse / 10 ** (-TANGENT_PSNR / 10))
 
 
+def _psnr_8bit(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """PSNR of pictures as they would be saved."""
+    return psnr(round_to_8bit(sr_image.detach()), round_to_8bit(hr_image.detach()))
+
+
 def _ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """SSIM of each picture: an 11 x 11 Gaussian window, no padding, the mean over R, G and B."""
     return ssim(sr_image, hr_image, data_range=1, size_average=False)
@@ -387,10 +336,49 @@ def _ms_ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
 METRICS: dict[str, Metric] = {
     judge.name: judge
     for judge in (
-        Metric("psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map),
-        Metric("psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map),
+        Metric(
+            "psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map, value_range=(0, math.inf),
+        ),
+        Metric(
+            "psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map,
+            value_range=(0, math.inf),
+        ),
+        Metric(
+            "psnr_8bit", _psnr_8bit, differentiable=False, unit="dB", source="Savioli 2019, eq. 6, of rounded pictures",
+            value_range=(0, math.inf),
+        ),
         # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
-        Metric("ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map),
-        Metric("ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim"),
+        Metric(
+            "ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map,
+            value_range=(-1, 1),
+        ),
+        Metric(
+            "ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim", value_range=(0, 1),
+        ),
+        Metric("haarpsi", haarpsi, min_size=16, source="Reisenhofer et al. 2018, as in piq", value_range=(0, 1)),
+        Metric(
+            "gmsd", gmsd, higher_is_better=False, min_size=2, source="Xue et al. 2014, as in piq",
+            value_range=(0, 0.5),
+        ),
+        Metric(
+            "vif", vif, min_size=41, source="Sheikh and Bovik 2006, in the pixel domain", value_range=(0, math.inf),
+        ),
+        Metric(
+            "lpips", lpips, higher_is_better=False, min_size=16, source="Zhang et al. 2018, VGG16, as in piq",
+            value_range=(0, math.inf),
+        ),
+        Metric(
+            "dtw", dtw, higher_is_better=False, differentiable=False, value_range=(0, 1),
+            source="Savioli 2019, sec. 2.2; Sakoe and Chiba 1978",
+        ),
+        Metric("edge_f1", edge_f1, differentiable=False, source="Canny 1986, as in scikit-image", value_range=(0, 1)),
+        Metric(
+            "jpeg_bytes", jpeg_bytes, higher_is_better=False, differentiable=False, unit="bytes",
+            source="Pillow, quality 75", value_range=(0, math.inf),
+        ),
+        Metric(
+            "ssimulacra2", ssimulacra2, differentiable=False, min_size=8, source="Sneyers 2022, as in ssimulacra2",
+            value_range=(-math.inf, 100),
+        ),
     )
-}
+}  # fmt: skip

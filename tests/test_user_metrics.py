@@ -1,5 +1,6 @@
 """`register_metric`: any function of two pictures as the judge of an environment."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from rlsr_env import ENVIRONMENTS
 from rlsr_env.metrics import METRICS, Metric, metric, register_metric
 from rlsr_env.patches import PatchSource
+from rlsr_env.picture_checks import MetricError
 from rlsr_env.vector_env import RestorationVectorEnv
 
 
@@ -112,7 +114,7 @@ def test_what_was_registered_is_found_and_returned() -> None:
     assert metric("mine") is mine
     assert (mine.name, mine.higher_is_better, mine.differentiable) == ("mine", False, False)
     assert (mine.min_size, mine.unit, mine.source) == (7, "levels", "this test")
-    with pytest.raises(ValueError, match="Unknown metric 'yours'; use one of mine, ms_ssim, psnr"):
+    with pytest.raises(ValueError, match=r"Unknown metric 'yours'; use one of dtw, .*, mine, ms_ssim, psnr"):
         metric("yours")
 
 
@@ -128,7 +130,7 @@ def test_a_metric_for_larger_pictures_is_refused(patch_source: PatchSource) -> N
 @pytest.mark.parametrize("name", ["", "psnr", "ssim"])
 def test_a_name_that_is_empty_or_taken_is_refused(name: str) -> None:
     before = dict(METRICS)
-    with pytest.raises(ValueError, match=f"a metric needs a name of its own, got {name!r}; taken: ms_ssim, psnr"):
+    with pytest.raises(ValueError, match=f"a metric needs a name of its own, got {name!r}; taken: dtw, .*psnr"):
         register_metric(name, lambda sr, hr: 0)
     assert before == METRICS
 
@@ -176,6 +178,38 @@ def test_the_picture_at_fault_is_named_and_the_cause_is_kept() -> None:
     with pytest.raises(ValueError, match="failed on picture 2 of the batch") as caught:
         METRICS["picky"](pictures, pictures)
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_all_pictures_at_fault_are_named() -> None:
+    bright = register_metric("bright", lambda sr, hr: 1 / float(sr.max() == 0))
+    nan = register_metric("nan", lambda sr, hr: math.nan if sr.max() else 1.0)
+    pictures = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
+    with pytest.raises(
+        MetricError, match="metric 'bright' failed on pictures 1, 3 of the batch: ZeroDivision"
+    ) as caught:
+        bright(pictures, pictures)
+    assert (caught.value.metric, caught.value.pictures) == ("bright", (1, 3))
+    with pytest.raises(MetricError, match="metric 'nan' returned NaN for pictures 1, 3 of the batch; return a number"):
+        nan(pictures, pictures)
+
+
+def test_nan_made_of_good_pictures_is_an_error_that_names_them() -> None:
+    mine = Metric("mine", lambda sr, hr: (sr - hr).mean((1, 2, 3)) / (sr - hr).mean((1, 2, 3)))
+    hr_image = torch.full((3, 3, 8, 8), 0.5)
+    sr_image = hr_image.clone()
+    sr_image[1] = 1
+    with pytest.raises(MetricError, match="metric 'mine' returned NaN for pictures 0, 2 of the batch") as caught:
+        mine(sr_image, hr_image)
+    assert caught.value.pictures == (0, 2)
+    sr_image[0] = sr_image[2] = math.nan  # now it is the pictures' fault
+    assert mine(sr_image, hr_image).isnan().tolist() == [True, False, True]
+
+
+def test_many_pictures_at_fault_are_not_all_listed() -> None:
+    mine = register_metric("mine", lambda sr, hr: math.nan)
+    with pytest.raises(MetricError, match=r"pictures 0, 1, 2, 3, 4, \.\.\. of the batch") as caught:
+        mine(torch.zeros(9, 3, 8, 8), torch.zeros(9, 3, 8, 8))
+    assert len(caught.value.pictures) == 9
 
 
 def test_a_metric_object_needs_no_registration(patch_source: PatchSource) -> None:
