@@ -310,10 +310,11 @@ class Ablation:
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.options.learning_rate)
         update.attach(optimizer)
         objective = self._objective(method, reward, seed)
+        norm = self.options.evolution_norm if method == "evolution" else self.options.gradient_norm
         for _ in range(self.options.updates):
             if self.interruption.requested:
                 raise Interrupted(f"stopped in {_name(method, reward, seed)}, which starts anew; {self.how_to_go_on}")
-            train(generator, objective, optimizer, 1, self.options.max_grad_norm)
+            train(generator, objective, optimizer, 1, norm)
         return update.averaged_generator()
 
     def _objective(self, method: str, reward: str, seed: int) -> Objective:
@@ -349,7 +350,7 @@ class Ablation:
             credit=options.credit if judge.block_map is not None else "picture",
             policy_coef=options.policy_coef,
             anchor_weight=options.anchor_weight,
-            max_grad_norm=options.max_grad_norm,
+            max_grad_norm=options.gradient_norm,
             policy_kwargs={"generator_config": self.generator_config},
             seed=seed,
             device=self.device,

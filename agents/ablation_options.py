@@ -83,14 +83,16 @@ class AblateOptions:
     """RL's credit: to blocks where the metric has a map, or to whole pictures."""
     baseline: Literal["group", "leave_one_out", "critic"] = "group"
     """What RL compares a reward with."""
-    policy_coef: float = 10.0
-    """Weight of RL's gradient beside SRGAN's."""
+    policy_coef: float = 20.0
+    """Weight of RL's gradient beside SRGAN's, whose norm is about 1; RL's is then below 2."""
     anchor_weight: float = 0.0
     """Weight of RL's divergence from the start, against reward hacking."""
     evolution_sigma: float = 0.002
     """Standard deviation of evolution strategies' perturbations of the weights."""
-    max_grad_norm: float = 0.5
-    """Bound on the gradient that is added to SRGAN's, whichever method it comes from."""
+    gradient_norm: float = 2.0
+    """Norm of the metric's own gradient beside SRGAN's, and the bound on RL's."""
+    evolution_norm: float = 0.5
+    """Norm of evolution strategies' estimate beside SRGAN's gradient; most of it is noise."""
     learning_rate: float = 1e-4
     """Adam's."""
     mse_weight: float = 1.0
@@ -139,7 +141,7 @@ class AblateOptions:
                 f"--crop-size must be a multiple of the scale {self.scale}, or 0 for whole pictures, got "
                 f"{self.crop_size}"
             )
-        for name in ("sigma", "evolution_sigma", "max_grad_norm", "learning_rate"):
+        for name in ("sigma", "evolution_sigma", "gradient_norm", "evolution_norm", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if self.final_sigma is not None and not 0 < self.final_sigma < float("inf"):

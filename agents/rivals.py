@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.nn.utils import get_total_norm, parameters_to_vector, vector_to_parameters
 
 from gan.generator import Generator
 from gan.training import PatchSampler
@@ -122,21 +122,27 @@ def centred_ranks(rewards: Tensor) -> Tensor:
 
 
 def train(
-    generator: Generator, objective: Objective, optimizer: torch.optim.Optimizer, n_updates: int, max_grad_norm: float
+    generator: Generator, objective: Objective, optimizer: torch.optim.Optimizer, n_updates: int, grad_norm: float
 ) -> None:
-    """Steps of an optimiser that holds the generator, each on the objective's gradient, clipped.
+    """Steps of an optimiser that holds the generator, each on the objective's gradient, brought to one norm.
+
+    A metric's own scale is that of its unit, dB or bytes, and says nothing about how much its gradient should count
+    beside SRGAN's. GRPO's advantages have no unit; here the norm takes their place.
 
     Args:
         generator: Trained in place.
         objective: Fills the gradients.
         optimizer: Of the generator's parameters; hooks on it add SRGAN's losses after the clipping.
         n_updates: How many steps.
-        max_grad_norm: Bound on the objective's gradient, as in GRPO.
+        grad_norm: Of the objective's gradient, after which SRGAN's is added.
     """
     parameters = list(generator.parameters())
     for _ in range(n_updates):
         optimizer.zero_grad(set_to_none=True)
         objective.add_gradient(generator)
-        if any(parameter.grad is not None for parameter in parameters):
-            clip_grad_norm_(parameters, max_grad_norm)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            factor = grad_norm / get_total_norm(gradients).clamp(min=1e-12)
+            for gradient in gradients:
+                gradient.mul_(factor)
         optimizer.step()
