@@ -21,6 +21,8 @@ from rlsr_env.black_box_metrics import (
     ssimulacra2,
 )
 from rlsr_env.block_maps import squared_error_map, ssim_map
+from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
+from rlsr_env.haarpsi_map import haarpsi_map
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures
 
@@ -90,7 +92,7 @@ class Metric:
         """Judge each block of 8 x 8 pixels: the metric as local credit.
 
         The mean over a picture's blocks rises and falls with the metric; `higher_is_better` holds for both. A block's
-        value depends on nothing beyond its eight neighbours. No gradient is recorded.
+        value depends on little beyond its eight neighbours (`credit_maps` says on what). No gradient is recorded.
 
         Args:
             sr_image: The pictures to judge, `(K * P, 3, H, W)`, any float dtype: K samples of each of P patches, sample
@@ -354,8 +356,12 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim", value_range=(0, 1),
+            block_map=ms_ssim_map,
         ),
-        Metric("haarpsi", haarpsi, min_size=16, source="Reisenhofer et al. 2018, as in piq", value_range=(0, 1)),
+        Metric(
+            "haarpsi", haarpsi, min_size=16, source="Reisenhofer et al. 2018, as in piq", value_range=(0, 1),
+            block_map=haarpsi_map,
+        ),
         Metric(
             "gmsd", gmsd, higher_is_better=False, min_size=2, source="Xue et al. 2014, as in piq",
             value_range=(0, 0.5),
@@ -369,9 +375,12 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "dtw", dtw, higher_is_better=False, differentiable=False, value_range=(0, 1),
-            source="Savioli 2019, sec. 2.2; Sakoe and Chiba 1978",
+            source="Savioli 2019, sec. 2.2; Sakoe and Chiba 1978", block_map=dtw_map,
         ),
-        Metric("edge_f1", edge_f1, differentiable=False, source="Canny 1986, as in scikit-image", value_range=(0, 1)),
+        Metric(
+            "edge_f1", edge_f1, differentiable=False, source="Canny 1986, as in scikit-image", value_range=(0, 1),
+            block_map=edge_f1_map,
+        ),
         Metric(
             "jpeg_bytes", jpeg_bytes, higher_is_better=False, differentiable=False, unit="bytes",
             source="Pillow, quality 75", value_range=(0, math.inf),
