@@ -17,7 +17,7 @@ class GeneratorConfig:
     """Architecture of a generator (Savioli 2019, sec. 2.1).
 
     Attributes:
-        scale: Upsampling factor, an integer of 2 or more.
+        scale: Upsampling factor, an integer of 1 or more; at 1 the generator only repairs what the codec did.
         channels: Feature maps throughout.
         n_blocks: Residual blocks of the encoder.
         batch_norm: BatchNorm after each convolution of the residual blocks and the encoder's last one.
@@ -39,7 +39,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, least in {"scale": 2, "channels": 1, "n_blocks": 1, "n_subpixel_layers": 1}.items():
+        for name, least in {"scale": 1, "channels": 1, "n_blocks": 1, "n_subpixel_layers": 1}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")

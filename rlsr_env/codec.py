@@ -50,7 +50,7 @@ class LRCodec:
     `k * scale + scale - 1`, so an upsampler needs no offset.
 
     Attributes:
-        scale: HR pixels for each LR pixel along each side, at least 2.
+        scale: HR pixels for each LR pixel along each side, at least 1 (the base codec alone).
         base: One of `BASE_CODECS`.
         quality: The base codec's quality setting; 1 to 100 for jpeg, 0 to 100 for webp and avif.
         downsampling: One of `DOWNSAMPLING_FILTERS`; the filter is widened by the scale, so there is no aliasing.
@@ -69,8 +69,8 @@ class LRCodec:
         """Checks the settings and turns NumPy's integers into Python's."""
         for field in ("scale", "quality"):
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
-        if self.scale < 2:
-            raise ValueError(f"scale is at least 2; got {self.scale}")
+        if self.scale < 1:
+            raise ValueError(f"scale is at least 1; got {self.scale}")
         if self.base not in BASE_CODECS:
             raise ValueError(f"unknown base codec {self.base!r}; known: {', '.join(BASE_CODECS)}")
         if self.downsampling not in DOWNSAMPLING_FILTERS:

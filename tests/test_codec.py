@@ -14,7 +14,7 @@ from PIL import Image, features
 from rlsr_env.codec import BASE_CODECS, DOWNSAMPLING_FILTERS, LRCodec, bits_per_pixel
 from rlsr_env.images import SampleImages
 
-SCALES = [2, 3, 4, 8]
+SCALES = [1, 2, 3, 4, 8]
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +195,8 @@ def test_decode_refuses_bytes_that_are_no_picture_of_its_format(base: str, photo
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"scale": 1}, ValueError, "scale is at least 2; got 1"),
-        ({"scale": -4}, ValueError, "scale is at least 2; got -4"),
+        ({"scale": 0}, ValueError, "scale is at least 1; got 0"),
+        ({"scale": -4}, ValueError, "scale is at least 1; got -4"),
         ({"scale": 2.0}, TypeError, r"scale is an integer; got 2\.0"),
         ({"scale": True}, TypeError, "scale is an integer; got True"),
         ({"scale": "4"}, TypeError, "scale is an integer; got '4'"),

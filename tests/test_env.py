@@ -715,7 +715,7 @@ def test_an_action_that_is_none_is_refused_and_the_episode_goes_on(
         ({"episode_length": 0}, "episode_length must be 1 or more, got 0"),
         ({"lr_patch_size": 0}, "[01]"),
         ({"lr_patch_size": 50}, "no usable picture"),
-        ({"scale": 1}, "scale is at least 2; got 1"),
+        ({"scale": 0}, "scale is at least 1; got 0"),
         ({"quality": 101}, "quality of jpeg is 1 to 100; got 101"),
         ({"base_codec": "bmp"}, "unknown base codec 'bmp'"),
     ],

@@ -137,7 +137,7 @@ def test_subpixel_factors(scale: int, n_layers: int, factors: tuple[int, ...]) -
 
 
 @settings(deadline=None, max_examples=50)
-@given(scale=st.integers(2, 64), n_layers=st.integers(1, 12))
+@given(scale=st.integers(1, 64), n_layers=st.integers(1, 12))
 def test_subpixel_factors_multiply_to_the_scale(scale: int, n_layers: int) -> None:
     try:
         factors = GeneratorConfig(scale=scale, n_subpixel_layers=n_layers).subpixel_factors
@@ -223,8 +223,8 @@ def test_generator_joins_an_encoder_and_a_decoder_that_exist() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"scale": 1}, "scale must be an integer of 2 or more, got 1"),
-        ({"scale": 2.0}, "scale must be an integer of 2 or more, got 2.0"),
+        ({"scale": 0}, "scale must be an integer of 1 or more, got 0"),
+        ({"scale": 2.0}, "scale must be an integer of 1 or more, got 2.0"),
         ({"scale": True}, "scale must be an integer"),
         ({"channels": 0}, "channels must be an integer of 1 or more, got 0"),
         ({"channels": 8.5}, "channels must be an integer of 1 or more, got 8.5"),
