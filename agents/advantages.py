@@ -33,6 +33,8 @@ def advantages(rewards: Tensor, baseline: Baseline = "group", values: Tensor | N
     Raises:
         ValueError: For fewer than two samples, an unknown baseline, or a critic without values.
     """
+    if baseline not in BASELINES:
+        raise ValueError(f"unknown baseline {baseline!r}; known: {', '.join(BASELINES)}")
     if rewards.ndim < 2 or rewards.shape[0] < 2:
         raise ValueError(f"rewards must be (K, N, ...) with K of 2 or more samples, got {tuple(rewards.shape)}")
     mean, deviation = rewards.mean(0), rewards.std(0)
@@ -42,12 +44,11 @@ def advantages(rewards: Tensor, baseline: Baseline = "group", values: Tensor | N
     if baseline == "leave_one_out":
         n_samples = rewards.shape[0]
         difference = ((rewards - mean) * (n_samples / (n_samples - 1))).where(varies, 0.0)
-    elif baseline == "critic":
-        if values is None:
-            raise ValueError("the critic's baseline needs the values that it predicted")
-        difference = (rewards - values).where(varies, 0.0)
     else:
-        raise ValueError(f"unknown baseline {baseline!r}; known: {', '.join(BASELINES)}")
+        if values is None or values.ndim != rewards.ndim - 1:
+            got = "none" if values is None else tuple(values.shape)
+            raise ValueError(f"the critic's baseline needs a value for each patch and place, (N, ...), got {got}")
+        difference = (rewards - values).where(varies, 0.0)
     return difference / difference.std().clamp(min=1e-12)
 
 

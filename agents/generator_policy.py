@@ -54,13 +54,21 @@ class GeneratorPolicy(ActorCriticPolicy):
             **kwargs: As `stable_baselines3.common.policies.ActorCriticPolicy`.
 
         Raises:
-            ValueError: For spaces that do not fit the generator, or a sigma that is not above 0.
+            ValueError: For spaces that do not fit the generator, a sigma that is not above 0, an extractor that is not
+                shared, or state-dependent noise.
         """
         self.generator_config = generator_config or GeneratorConfig()
         _check_spaces(observation_space, action_space, self.generator_config.scale)
         if not 0.0 < sigma < math.inf:
             raise ValueError(f"sigma must be above 0, got {sigma!r}")
+        if not kwargs.pop("share_features_extractor", True) or kwargs.pop("use_sde", False):
+            raise ValueError(
+                "the policy is its generator with independent noise on every value; leave share_features_extractor at "
+                "True and use_sde at False"
+            )
         self.sigma = float(sigma)
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam and kwargs.get("optimizer_kwargs") is None:
+            kwargs["optimizer_kwargs"] = {"eps": 1e-8}  # as plain SRGAN's Adam; SB3's default is another
         super().__init__(
             observation_space,
             action_space,

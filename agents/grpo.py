@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch as th
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
@@ -87,7 +87,7 @@ class GRPO(OnPolicyAlgorithm):
                 mean over the picture's values of (mean - reference)^2 / (2 sigma^2): against reward hacking.
             vf_coef: Weight of the critic's squared error; used with `baseline="critic"` only.
             max_grad_norm: Bound on the norm of this gradient, to which SRGAN's may be added afterwards.
-            max_skipped: Updates that the metric may spoil in a row before `learn` gives up.
+            max_skipped: Failures of the metric in a row, each of which costs an update, before `learn` gives up.
             max_flat: Updates in a row in which no group's reward varied, before `learn` gives up.
             policy_kwargs: Of the policy.
             tensorboard_log: Folder.
@@ -98,7 +98,8 @@ class GRPO(OnPolicyAlgorithm):
 
         Raises:
             TypeError: For an environment that cannot judge several pictures of a patch.
-            ValueError: For a number out of range or an unknown name.
+            ValueError: For a number out of range, an unknown name, or credit by block from a metric without a map or on
+                patches that blocks do not fill.
         """
         _check(group_size, baseline, credit, policy_coef, anchor_weight, max_skipped, max_flat)
         super().__init__(
@@ -130,10 +131,13 @@ class GRPO(OnPolicyAlgorithm):
         self.max_skipped = max_skipped
         self.max_flat = max_flat
         self.n_skipped = 0
-        self._n_skipped_in_a_row = 0
+        self._n_failures_in_a_row = 0
         self._n_flat_in_a_row = 0
         self._n_updates = 0
         self._loss: Tensor | None = None
+        if self.env is not None and self._by_block:
+            size = self.judge.source.hr_patch_size
+            self.judge.metric.blocks(th.zeros(1, 3, size, size), th.zeros(1, 3, size, size))  # which says what is wrong
         if _init_setup_model:
             self._setup_model()
 
@@ -192,6 +196,7 @@ class GRPO(OnPolicyAlgorithm):
         """
         if self.num_timesteps == 0 or reset_num_timesteps:
             self.policy.anchor()
+        self.policy.reference.set_compute_dtype(self.policy.trunk.compute_dtype)  # which a file does not hold
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
@@ -206,15 +211,18 @@ class GRPO(OnPolicyAlgorithm):
         try:
             rewards = self._rewards(mean.detach(), half)
             picture = to_action(mean.detach()).to(judge.source.device)
-            next_obs, mean_rewards, _, _, _ = judge.step_tensors(picture)
+            next_obs, mean_rewards, ended, _, _ = judge.step_tensors(picture)
             self._loss = self._policy_loss(obs, mean, values, half, rewards)
-            self._n_skipped_in_a_row = 0
+            self._n_failures_in_a_row = 0
             self.ep_info_buffer.extend(  # type: ignore[union-attr]
                 {"r": reward, "l": 1, "t": 0.0} for reward in mean_rewards.tolist()
             )
         except ValueError as error:
             self._skip(error)
-            next_obs, _ = judge.reset_tensors()
+            next_obs = self._new_patches()
+        else:
+            if judge.metadata["autoreset_mode"] is AutoresetMode.DISABLED and ended.any():
+                next_obs = self._new_patches()
         self._last_obs = next_obs  # type: ignore[assignment]
         self.num_timesteps += self.group_size * env.num_envs
         callback.update_locals(locals())
@@ -286,17 +294,34 @@ class GRPO(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _skip(self, error: ValueError) -> None:
-        """Count an update that the metric spoiled; too many in a row end the training."""
+        """Leave out an update that the metric spoiled."""
         self._loss = None
         self.n_skipped += 1
-        self._n_skipped_in_a_row += 1
         self.logger.record("train/n_skipped", self.n_skipped)
-        if self._n_skipped_in_a_row > self.max_skipped:
+        self._count_failure(error)
+        warnings.warn(f"an update was skipped, {self.n_skipped} so far: {self._named(error)}", stacklevel=2)
+
+    def _new_patches(self) -> Tensor:
+        """Observations of new episodes; the metric judges their first pictures, so it may fail here too."""
+        while True:
+            try:
+                return self.judge.reset_tensors()[0]
+            except ValueError as error:
+                self._count_failure(error)
+
+    def _count_failure(self, error: ValueError) -> None:
+        """Give up after too many failures of the metric in a row."""
+        self._n_failures_in_a_row += 1
+        if self._n_failures_in_a_row > self.max_skipped:
             raise ValueError(
-                f"{self._n_skipped_in_a_row} updates in a row were skipped, more than max_skipped = "
-                f"{self.max_skipped}; the last one: {error}"
+                f"the metric failed {self._n_failures_in_a_row} times in a row, more than max_skipped = "
+                f"{self.max_skipped}; the last time: {self._named(error)}"
             ) from error
-        warnings.warn(f"an update was skipped, {self.n_skipped} so far: {error}", UserWarning, stacklevel=2)
+
+    def _named(self, error: ValueError) -> str:
+        """What went wrong, and on patches of which pictures."""
+        uris = dict.fromkeys(self.judge.uris())
+        return str(error) if any(uri in str(error) for uri in uris) else f"{error} (patches of {', '.join(uris)})"
 
     def _watch_flat(self, flat: Tensor) -> None:
         """Give up where rewards do not vary any more."""

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm, parameters_to_vector, vector_to_parameters
+from torch.nn.utils import get_total_norm
 
 from gan.generator import Generator
 from gan.training import PatchSampler
@@ -86,28 +86,30 @@ class EvolutionStrategies:
 
     @torch.no_grad()
     def add_gradient(self, generator: Generator) -> None:
-        """The estimate, with the sign of a loss."""
+        """The estimate, with the sign of a loss; the weights are put back to the bit."""
         parameters = list(generator.parameters())
-        centre = parameters_to_vector(parameters).clone()
+        centre = [parameter.clone() for parameter in parameters]
         lr_image, hr_image = self.sampler.batch()
         sign = 1.0 if self.metric.higher_is_better else -1.0
-        half = [torch.randn(centre.numel(), generator=self.random).to(centre) for _ in range(self.n_perturbations // 2)]
+        half = [[self._noise_like(weight) for weight in centre] for _ in range(self.n_perturbations // 2)]
         rewards = []
-        for noise in [*half, *(-noise for noise in half)]:
-            vector_to_parameters(centre + self.sigma * noise, parameters)
-            rewards.append(sign * self.metric(to_8bit(generator(lr_image).float()), hr_image).double().mean())
-        vector_to_parameters(centre, parameters)
-        ranks = centred_ranks(torch.stack(rewards)).to(centre)
-        first, second = ranks.chunk(2)
-        estimate = sum(
-            (weight * noise for weight, noise in zip(first - second, half, strict=True)), torch.zeros_like(centre)
-        )
-        estimate /= self.n_perturbations * self.sigma
-        position = 0
-        for parameter in parameters:
-            n = parameter.numel()
-            parameter.grad = -estimate[position : position + n].reshape(parameter.shape).clone()
-            position += n
+        for direction in (1.0, -1.0):
+            for noise in half:
+                for parameter, weight, shift in zip(parameters, centre, noise, strict=True):
+                    parameter.copy_(weight + direction * self.sigma * shift)
+                rewards.append(sign * self.metric(to_8bit(generator(lr_image).float()), hr_image).double().mean())
+        for parameter, weight in zip(parameters, centre, strict=True):
+            parameter.copy_(weight)
+        first, second = centred_ranks(torch.stack(rewards)).chunk(2)
+        weights = ((second - first) / (self.n_perturbations * self.sigma)).tolist()  # a loss falls where rewards rise
+        for number, parameter in enumerate(parameters):
+            parameter.grad = torch.zeros_like(parameter)
+            for weight, noise in zip(weights, half, strict=True):
+                parameter.grad.add_(noise[number], alpha=weight)
+
+    def _noise_like(self, weight: Tensor) -> Tensor:
+        """Standard normal numbers in a weight's shape and memory format."""
+        return torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=self.random))
 
 
 def centred_ranks(rewards: Tensor) -> Tensor:
