@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,8 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from torch.nn import functional
 
+from rlsr_env.batches import groups_in_cache
+from rlsr_env.filters import gaussian_kernel, one_by_one, side_by_side, slide
 from rlsr_env.tasks import Restorer, Task
 
 
@@ -22,13 +25,7 @@ def blur(image: Tensor, deviation: float) -> Tensor:
         image: `(B, C, H, W)` float.
         deviation: Standard deviation in pixels, above 0.
     """
-    radius = min(int(3 * deviation + 0.5), image.shape[-2] - 1, image.shape[-1] - 1)
-    offsets = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-0.5 * (offsets / deviation) ** 2)
-    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, 1, -1)
-    padded = functional.pad(image, (radius, radius, radius, radius), mode="reflect")
-    rows = functional.conv2d(padded, kernel, groups=image.shape[1])
-    return functional.conv2d(rows, kernel.transpose(2, 3), groups=image.shape[1])
+    return one_by_one(next(_blurs(image, [deviation]))[1], image.shape[1])
 
 
 def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
@@ -43,10 +40,29 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
         n_bands: How many bands.
 
     Returns:
-        `(N, n_bands, 3, H, W)`, finest first.
+        `(N, n_bands, 3, H, W)`, finest first; contiguous with the bands before the pictures.
     """
-    smoother = [image, *(blur(image, 0.35 * 2**k * scale) for k in range(n_bands))]
-    return torch.stack([fine - coarse for fine, coarse in pairwise(smoother)], 1)
+    bands = image.new_empty(n_bands, *image.shape)
+    deviations = [0.35 * 2**k * scale for k in range(n_bands)]
+    for group in groups_in_cache(len(image), image[0].numel(), image.device):
+        for k, (finer, coarser) in enumerate(_blurs(image[group], deviations)):
+            bands[k, group] = one_by_one(finer - coarser, image.shape[1])
+    return bands.transpose(0, 1)
+
+
+def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures side by side before each blur and after it; all blurs are of the picture itself."""
+    height, width = image.shape[-2:]
+    radii = [min(int(3 * deviation + 0.5), height - 1, width - 1) for deviation in deviations]
+    most = max(radii)
+    padded = side_by_side(functional.pad(image, (most, most, most, most), mode="reflect"))
+    before = padded[most : most + height, most : most + width]
+    for radius, deviation in zip(radii, deviations, strict=True):
+        first = most - radius
+        within = padded[first : first + height + 2 * radius, first : first + width + 2 * radius]
+        after = slide(within.contiguous(), gaussian_kernel(radius, deviation, image))
+        yield before, after
+        before = after
 
 
 def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
@@ -61,8 +77,25 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
     Returns:
         `(N, 3, H, W)`.
     """
-    spread = functional.interpolate(strengths, size=image.shape[-2:], mode="bilinear", align_corners=False)
-    return image + (spread[:, :, None] * bands).sum(1)
+    rows, columns = (_bilinear_matrix(strengths.shape[-1], size).to(strengths) for size in image.shape[-2:])
+    spread = rows @ strengths @ columns.T
+    mixed = torch.addcmul(image, spread[:, 0, None], bands[:, 0])
+    for k in range(1, bands.shape[1]):
+        mixed = mixed.addcmul_(spread[:, k, None], bands[:, k])
+    return mixed
+
+
+@lru_cache(maxsize=16)
+def _bilinear_matrix(n_cells: int, size: int) -> Tensor:
+    """`(size, n_cells)` float64: bilinear interpolation between the cells' centres, constant beyond the outermost."""
+    position = ((torch.arange(size, dtype=torch.float64) + 0.5) * n_cells / size - 0.5).clamp(0, n_cells - 1)
+    return (1 - (position[:, None] - torch.arange(n_cells)).abs()).clamp(min=0)
+
+
+@lru_cache(maxsize=16)
+def _nearest_cells(n_cells: int, size: int) -> Tensor:
+    """`(size,)` int64: the cell that each pixel lies in."""
+    return torch.arange(size) * n_cells // size
 
 
 @dataclass
@@ -115,11 +148,13 @@ class DetailControl(Task):
 
     def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
-        sr_image = generator(lr_image).float()
+        # A copy: what a generator returns may be its own memory.
+        sr_image = generator(lr_image).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
-        if self._bands.shape != bands.shape:
+        if self._bands.shape != bands.shape or marked.all():
             self.strengths = torch.zeros(self._shape(len(lr_image)), device=lr_image.device)
             self._restored, self._bands = sr_image, bands
+            return sr_image
         self.strengths = torch.where(_over(marked, self.strengths), 0.0, self.strengths)
         self._restored = torch.where(_over(marked, sr_image), sr_image, self._restored)
         self._bands = torch.where(_over(marked, bands), bands, self._bands)
@@ -137,9 +172,10 @@ class DetailControl(Task):
 
     def observe(self, lr_image: Tensor) -> Tensor:
         """The LR patch, and each band's strengths as a picture: 0 for -1, 255 for +2."""
-        levels = (self.strengths - self.LOWEST) / (self.HIGHEST - self.LOWEST)
-        maps = functional.interpolate(levels, size=lr_image.shape[-2:], mode="nearest")
-        return torch.cat([lr_image, (maps * 255.0).round().to(torch.uint8)], dim=1)
+        levels = (self.strengths - self.LOWEST) / (self.HIGHEST - self.LOWEST) * 255.0
+        cells = levels.round().to(torch.uint8)
+        rows, columns = (_nearest_cells(self.grid_size, size).to(lr_image.device) for size in lr_image.shape[-2:])
+        return torch.cat([lr_image, cells.index_select(3, columns).index_select(2, rows)], dim=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The strengths."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pytorch_msssim import ms_ssim, ssim
+from pytorch_msssim import ms_ssim
 from torch import Tensor
 
 from rlsr_env.black_box_metrics import (
@@ -25,6 +25,7 @@ from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
 from rlsr_env.haarpsi_map import haarpsi_map
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures
+from rlsr_env.structural_similarity import StructuralSimilarity, ssim
 
 # In dB; what decoders reach at a tenth of a bit per pixel.
 TANGENT_PSNR = 25.0
@@ -45,6 +46,8 @@ class Metric:
         source: Where its definition comes from.
         block_map: Where the metric is local, its map over blocks of 8 x 8 pixels; see `blocks`.
         value_range: The least and the greatest value that it can have.
+        prepare: Where much of the work depends on the HR pictures alone: takes them, `(B, 3, H, W)`, and returns
+            `function` of the SR pictures; see `against`.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Metric:
     source: str = ""
     block_map: Callable[[Tensor, Tensor], Tensor] | None = None
     value_range: tuple[float, float] = (-math.inf, math.inf)
+    prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
         """Judge SR pictures.
@@ -81,11 +85,33 @@ class Metric:
         dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
         with torch.autocast(sr_image.device.type, enabled=False):
             values = self.function(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+        self._check_values(values, sr_image, hr_image)
+        return values
+
+    def against(self, hr_image: Tensor) -> Callable[[Tensor], Tensor]:
+        """The metric for SR pictures that are all compared with the same originals.
+
+        What depends on the originals alone is computed once, where the metric has a way to do so.
+
+        Args:
+            hr_image: The originals, `(B, 3, H, W)`, float32 or float64.
+
+        Returns:
+            What the metric itself would say, of SR pictures in the originals' shape and dtype.
+
+        Raises:
+            TypeError: If the originals are no floating-point tensor.
+            ValueError: If they are not `(B, 3, H, W)`, or smaller than `min_size`.
+        """
+        check_pictures(hr_image, hr_image, self.name, self.min_size)
+        return _Against(self, hr_image, None if self.prepare is None else self.prepare(hr_image.clamp(0, 1)))
+
+    def _check_values(self, values: Tensor, sr_image: Tensor, hr_image: Tensor) -> None:
+        """Raise where there is NaN that was not in the pictures."""
         if values.isnan().any():
             spoilt = (sr_image.isnan() | hr_image.isnan()).flatten(1).any(1)
             if (made := values.isnan() & ~spoilt).any():
                 raise MetricError(self.name, made.nonzero().flatten().tolist(), "returned NaN for {pictures}")
-        return values
 
     @torch.no_grad()
     def blocks(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -114,6 +140,25 @@ class Metric:
         dtype = torch.promote_types(torch.promote_types(sr_image.dtype, hr_image.dtype), torch.float32)
         with torch.autocast(sr_image.device.type, enabled=False):
             return self.block_map(sr_image.to(dtype).clamp(0, 1), hr_image.to(dtype).clamp(0, 1))
+
+
+@dataclass(frozen=True)
+class _Against:
+    """A metric and the originals that it compares with."""
+
+    metric: Metric
+    hr_image: Tensor
+    function: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, sr_image: Tensor) -> Tensor:
+        """Judge SR pictures, `(B,)`."""
+        if self.function is None or sr_image.dtype != self.hr_image.dtype:
+            return self.metric(sr_image, self.hr_image)
+        check_pictures(sr_image, self.hr_image, self.metric.name, self.metric.min_size)
+        with torch.autocast(sr_image.device.type, enabled=False):
+            values = self.function(sr_image.clamp(0, 1))
+        self.metric._check_values(values, sr_image, self.hr_image)
+        return values
 
 
 def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -150,6 +195,26 @@ def psnr(sr_image: Tensor, hr_image: Tensor) -> Tensor:
         Values in dB, `(B,)`, float64.
     """
     return _decibels(mean_squared_error(sr_image, hr_image))
+
+
+@dataclass(frozen=True)
+class PSNRAgainst:
+    """`psnr` against given originals.
+
+    Attributes:
+        hr_image: `(B, 3, H, W)` float64.
+    """
+
+    hr_image: Tensor
+
+    @classmethod
+    def originals(cls, hr_image: Tensor) -> PSNRAgainst:
+        """Prepare for originals `(B, 3, H, W)` in [0, 1]."""
+        return cls(hr_image.double())
+
+    def __call__(self, sr_image: Tensor) -> Tensor:
+        """Judge pictures in [0, 1], `(B,)` float64."""
+        return _decibels((sr_image.double() - self.hr_image).square().mean(dim=(2, 3)).mean(dim=1))
 
 
 def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -214,14 +279,14 @@ def to_8bit(image: Tensor) -> Tensor:
         raise TypeError(
             f"to_8bit needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255."
         )
-    n_nan = int(torch.isnan(image).sum())
-    if n_nan:
+    # The sum is NaN if a value is (or where infinities cancel out); it is a tenth of the work of looking for one.
+    if image.sum().isnan() and (n_nan := int(torch.isnan(image).sum())):
         raise ValueError(
             f"{n_nan} of the {image.numel()} values of the picture are NaN, so there is nothing to show; "
             "check the network's weights and its input."
         )
     at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-    return (at_least_float32.clamp(0, 1) * 255).round() / 255
+    return at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
 
 
 def metric(name: str | Metric) -> Metric:
@@ -325,11 +390,6 @@ def _psnr_8bit(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     return psnr(round_to_8bit(sr_image.detach()), round_to_8bit(hr_image.detach()))
 
 
-def _ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
-    """SSIM of each picture: an 11 x 11 Gaussian window, no padding, the mean over R, G and B."""
-    return ssim(sr_image, hr_image, data_range=1, size_average=False)
-
-
 def _ms_ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """MS-SSIM of each picture: five scales, so the coarsest is the original divided by 16."""
     return ms_ssim(sr_image, hr_image, data_range=1, size_average=False)
@@ -340,6 +400,7 @@ METRICS: dict[str, Metric] = {
     for judge in (
         Metric(
             "psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map, value_range=(0, math.inf),
+            prepare=PSNRAgainst.originals,
         ),
         Metric(
             "psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map,
@@ -351,8 +412,8 @@ METRICS: dict[str, Metric] = {
         ),
         # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
         Metric(
-            "ssim", _ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map,
-            value_range=(-1, 1),
+            "ssim", ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map,
+            value_range=(-1, 1), prepare=StructuralSimilarity.originals,
         ),
         Metric(
             "ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim", value_range=(0, 1),

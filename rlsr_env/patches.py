@@ -212,16 +212,14 @@ class PatchSource:
 
     def _gather(self, pixels: Tensor, corner: np.ndarray, width: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
         """Patches `(n, 3, size, size)` from flat pixels, flipped by their own index arithmetic."""
-        corners, widths, flips = (
-            torch.from_numpy(part).to(self.device)[:, None, None] for part in (corner, width, flip)
-        )
-        row = torch.arange(size, device=self.device)[None, :, None]
-        column = torch.arange(size, device=self.device)[None, None, :]
-        transposed = (flips & 4) > 0
-        row, column = torch.where(transposed, column, row), torch.where(transposed, row, column)
-        row = torch.where((flips & 1) > 0, size - 1 - row, row)
-        column = torch.where((flips & 2) > 0, size - 1 - column, column)
-        position = corners + row * widths + column
+        # A pixel's position is a part that depends on its row in the patch plus one that depends on its column.
+        index = np.arange(size)
+        along = np.where((flip & 1)[:, None] > 0, size - 1 - index, index) * width[:, None]
+        across = np.where((flip & 2)[:, None] > 0, size - 1 - index, index)
+        transposed = (flip & 4)[:, None] > 0
+        rows = torch.from_numpy(corner[:, None] + np.where(transposed, across, along)).to(self.device)
+        columns = torch.from_numpy(np.where(transposed, along, across)).to(self.device)
+        position = rows[:, :, None] + columns[:, None, :]
         patches = pixels.index_select(0, position.reshape(-1)).reshape(len(corner), size, size, 3)
         return patches.permute(0, 3, 1, 2)
 

@@ -58,7 +58,7 @@ class Task(ABC):
         """The SR pictures that the actions lead to.
 
         Args:
-            actions: `(N, ...)` float32, one action per environment.
+            actions: `(N, ...)` float32, one action per environment; the caller's own memory, not to be kept or changed.
             lr_image: `(N, 3, h, w)` float in [0, 1].
             generator: The network, or any function from LR to SR pictures.
 
@@ -159,7 +159,7 @@ class SuperResolution(Task):
 
     def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
         """The action, from [-1, 1] to [0, 1]."""
-        return (actions + 1.0) / 2.0
+        return (actions + 1.0).div_(2.0)
 
 
 def known_tasks() -> dict[str, type[Task]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from rlsr_env.batches import groups_in_cache, keep_memory
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric, metric, to_8bit
@@ -102,6 +103,7 @@ class RestorationVectorEnv(VectorEnv):
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
         self.render_mode = render_mode
         self.render_original = render_original
+        keep_memory()
         if source is None:
             codec = LRCodec(scale=scale, base=base_codec, quality=quality)
             decoded = decode_images(image_set(images), min_size=lr_patch_size * codec.scale)
@@ -127,7 +129,9 @@ class RestorationVectorEnv(VectorEnv):
         self._finished = np.ones(num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
         self._values = torch.zeros(num_envs, dtype=torch.float64, device=source.device)
         self._lr, self._hr = source.gather(self._index)
-        self._sr = torch.zeros_like(self._hr, dtype=torch.float32)
+        self._sr = torch.zeros(self._hr.shape, device=source.device)
+        self._groups = groups_in_cache(num_envs, self._hr[0].numel(), source.device)
+        self._judges: dict[int, Callable[[Tensor], Tensor]] = {}  # of each group, against its originals
 
     def _lanczos(self, lr_image: Tensor) -> Tensor:
         """The decoder of a user who has no network."""
@@ -367,6 +371,7 @@ class RestorationVectorEnv(VectorEnv):
         with torch.no_grad():
             self.task.load_state_dict(state["task"], to_float(lr_image), self.generator)
         self._index, self._lr, self._hr = index, lr_image, hr_image
+        self._take_originals(np.ones(self.num_envs, dtype=np.bool_))
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
         self._finished = np.array(state["finished"], dtype=np.bool_)
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
@@ -388,30 +393,47 @@ class RestorationVectorEnv(VectorEnv):
         self._finished[mask] = False
         marked = torch.from_numpy(mask).to(self.source.device)
         with torch.no_grad():
-            self._judge(self.task.start(marked, to_float(self._lr), self.generator), marked)
+            self._take_originals(mask)
+            self._judge(self.task.start(marked, to_float(self._lr), self.generator), mask)
 
-    def _judge(self, restored: Tensor, marked: Tensor | None = None) -> None:
+    def _judge(self, restored: Tensor, marked: np.ndarray | None = None) -> None:
         """Round and measure SR pictures; only the marked environments take them over, where a mask is given."""
-        # Always the whole batch: the last bits that a network or a metric gives a picture may depend on the batch's
-        # size, and a reward for any rise would pay for the difference.
-        hr_image = to_float(self._hr)
-        if restored.shape != hr_image.shape:
+        if restored.shape != self._hr.shape:
             raise ValueError(
                 f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(self._lr.shape)}, "
-                f"the originals are {tuple(hr_image.shape)}; give a generator of scale {self.source.codec.scale}"
+                f"the originals are {tuple(self._hr.shape)}; give a generator of scale {self.source.codec.scale}"
             )
-        sr_image = to_8bit(restored.float())
-        values = self.metric(sr_image, hr_image).double()
-        if values.shape != (self.num_envs,) or values.isnan().any():
+        judged = self._values.clone()
+        for number, group in enumerate(self._groups):
+            # Always the whole group: the last bits that a metric gives a picture may depend on the batch's size, and a
+            # reward for any rise would pay for the difference.
+            if marked is not None and not marked[group].any():
+                continue
+            sr_image = to_8bit(restored[group].float().contiguous())
+            values = self._judge_group(number, sr_image)
+            if marked is None or marked[group].all():
+                judged[group], self._sr[group] = values, sr_image
+            else:
+                taken = torch.from_numpy(marked[group]).to(self.source.device)
+                judged[group] = torch.where(taken, values, judged[group])
+                self._sr[group] = torch.where(taken[:, None, None, None], sr_image, self._sr[group])
+        self._values = judged
+
+    def _judge_group(self, number: int, sr_image: Tensor) -> Tensor:
+        """The metric of a group's SR pictures, `(n,)` float64, finite."""
+        values = self._judges[number](sr_image).double()
+        if values.shape != (len(sr_image),) or values.isnan().any():
             raise ValueError(
-                f"metric {self.metric.name} returned {values.tolist()} for {self.num_envs} pictures; expected one "
+                f"metric {self.metric.name} returned {values.tolist()} for {len(sr_image)} pictures; expected one "
                 "number for each, and none of them NaN"
             )
-        values = values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
-        if marked is not None:
-            values = torch.where(marked, values, self._values)
-            sr_image = torch.where(marked[:, None, None, None], sr_image, self._sr)
-        self._values, self._sr = values, sr_image
+        return values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
+
+    def _take_originals(self, mask: np.ndarray) -> None:
+        """Get the metric ready for the marked environments' new originals."""
+        for number, group in enumerate(self._groups):
+            if mask[group].any():
+                self._judges[number] = self.metric.against(to_float(self._hr[group].contiguous()))
 
     def _observed(self) -> Tensor:
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""
@@ -455,7 +477,9 @@ class RestorationVectorEnv(VectorEnv):
             raise ValueError(
                 f"the actions of environments {bad} are NaN or infinite; expected {self.single_action_space}"
             )
-        return torch.tensor(array, dtype=torch.float32, device=self.source.device)
+        # Writeable, as PyTorch warns of an array that is not.
+        own = np.require(array, dtype=np.float32, requirements=["C", "W"])
+        return torch.from_numpy(own).to(self.source.device)
 
 
 def _fresh(tensor: Tensor) -> np.ndarray:
