@@ -21,6 +21,7 @@ from agents.advantages import BASELINES, Baseline, advantages, is_flat
 from agents.generator_policy import GeneratorPolicy, to_action
 from agents.vec_env import GymnasiumVecEnv
 from rlsr_env.block_maps import BLOCK
+from rlsr_env.env import RestorationEnv
 from rlsr_env.vector_env import RestorationVectorEnv
 
 Credit = Literal["auto", "block", "picture"]
@@ -150,7 +151,7 @@ class GRPO(OnPolicyAlgorithm):
             env = GymnasiumVecEnv(env)
         if not isinstance(env, VecEnv):
             inner = getattr(env, "unwrapped", env)
-            batch = getattr(inner, "vector_env", None)
+            batch = inner.vector_env if isinstance(inner, RestorationEnv) else None
             if not isinstance(batch, RestorationVectorEnv):
                 raise TypeError(
                     f"GRPO needs an environment that judges several pictures of one patch, got {type(inner).__name__}; "
@@ -169,7 +170,14 @@ class GRPO(OnPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
-        self.policy.sigma = self._sigma_schedule(1.0)
+        self.policy.sigma = self._sigma_at(1.0)
+
+    def _sigma_at(self, remaining: float) -> float:
+        """The noise at a progress that remains, checked, because it may be anybody's function."""
+        sigma = self._sigma_schedule(remaining)
+        if not 0.0 < sigma < math.inf:
+            raise ValueError(f"sigma must be above 0, got {sigma!r} where {remaining:.3g} of the training remains")
+        return sigma
 
     def _excluded_save_params(self) -> list[str]:
         """What is not written to the file."""
@@ -204,7 +212,7 @@ class GRPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         callback.on_rollout_start()
         judge = self.judge
-        self.policy.sigma = self._sigma_schedule(self._current_progress_remaining)
+        self.policy.sigma = self._sigma_at(self._current_progress_remaining)
         obs = th.as_tensor(self._last_obs, device=self.device)
         mean, values = self.policy.pictures(obs)
         half = th.randn(self.group_size // 2, *mean.shape, device=self.device, dtype=mean.dtype)
@@ -212,15 +220,15 @@ class GRPO(OnPolicyAlgorithm):
             rewards = self._rewards(mean.detach(), half)
             picture = to_action(mean.detach()).to(judge.source.device)
             next_obs, mean_rewards, ended, _, _ = judge.step_tensors(picture)
-            self._loss = self._policy_loss(obs, mean, values, half, rewards)
-            self._n_failures_in_a_row = 0
-            self.ep_info_buffer.extend(  # type: ignore[union-attr]
-                {"r": reward, "l": 1, "t": 0.0} for reward in mean_rewards.tolist()
-            )
         except ValueError as error:
             self._skip(error)
             next_obs = self._new_patches()
         else:
+            self._n_failures_in_a_row = 0
+            self._loss = self._policy_loss(obs, mean, values, half, rewards)
+            self.ep_info_buffer.extend(  # type: ignore[union-attr]
+                {"r": reward, "l": 1, "t": 0.0} for reward in mean_rewards.tolist()
+            )
             if judge.metadata["autoreset_mode"] is AutoresetMode.DISABLED and ended.any():
                 next_obs = self._new_patches()
         self._last_obs = next_obs  # type: ignore[assignment]

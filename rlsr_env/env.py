@@ -110,6 +110,11 @@ class RestorationEnv(gymnasium.Env):
         self.action_space = self._batch.single_action_space
 
     @property
+    def vector_env(self) -> RestorationVectorEnv:
+        """The batch of one that does the work; it does not reset itself."""
+        return self._batch
+
+    @property
     def generator(self) -> Any:
         """The network that restores; see `RestorationVectorEnv`."""
         return self._batch.generator
