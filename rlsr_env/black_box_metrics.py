@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,26 +27,24 @@ LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 # Of the JPEG file that `jpeg_bytes` counts; Pillow's own default.
 JPEG_QUALITY = 75
 
-PictureFunction = Callable[[Tensor, Tensor], Tensor]
 
-
-def nan_for_nan(judge: PictureFunction) -> PictureFunction:
+def nan_for_nan(judge: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let a metric that fails on NaN, or does not notice it, return NaN for such pictures and judge the others.
 
     Args:
-        judge: Takes pictures without NaN.
+        judge: Takes SR and HR pictures without NaN, and perhaps options.
 
     Returns:
         Takes any.
     """
 
     @wraps(judge)
-    def judge_any(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    def judge_any(sr_image: Tensor, hr_image: Tensor, **options: Any) -> Tensor:
         spoilt = (sr_image.isnan() | hr_image.isnan()).flatten(1).any(1)
         if not spoilt.any():
-            return judge(sr_image, hr_image)
+            return judge(sr_image, hr_image, **options)
         blank = spoilt[:, None, None, None]
-        values = judge(sr_image.masked_fill(blank, 0.5), hr_image.masked_fill(blank, 0.5))
+        values = judge(sr_image.masked_fill(blank, 0.5), hr_image.masked_fill(blank, 0.5), **options)
         return values.masked_fill(spoilt, math.nan)
 
     return judge_any
@@ -73,11 +72,12 @@ def dtw(sr_image: Tensor, hr_image: Tensor, window: int | None = None) -> Tensor
 
     sr_luma, hr_luma = luma(sr_image), luma(hr_image)
     batch, height, width = sr_luma.shape
-    rows = line_distances(sr_luma.reshape(-1, width), hr_luma.reshape(-1, width), window)
+    rows = line_distances(sr_luma.reshape(batch * height, width), hr_luma.reshape(batch * height, width), window)
     sr_luma, hr_luma = sr_luma.swapaxes(1, 2), hr_luma.swapaxes(1, 2)
-    columns = line_distances(sr_luma.reshape(-1, height), hr_luma.reshape(-1, height), window)
-    means = [distances.reshape(batch, -1).mean(1, dtype=np.float64) for distances in (rows / width, columns / height)]
-    return _as_values(sum(means) / 2, sr_image)
+    columns = line_distances(sr_luma.reshape(batch * width, height), hr_luma.reshape(batch * width, height), window)
+    of_rows = rows.reshape(batch, height).mean(1, dtype=np.float64) / width
+    of_columns = columns.reshape(batch, width).mean(1, dtype=np.float64) / height
+    return _as_values((of_rows + of_columns) / 2, sr_image)
 
 
 @nan_for_nan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gan.generator import Generator
-from gan.weights import load_generator, save_generator
+from gan.weights import load_generator, read_card, save_generator
 
 
 @pytest.fixture
@@ -56,6 +56,39 @@ def test_card_says_what_it_was_given_and_which_network_and_file_it_belongs_to(sa
         "name": "some",
         "updates": 7,
     }
+
+
+def test_float16_halves_the_file_and_is_read_as_float32(
+    generator: Generator, saved: Path, tmp_path: Path, torch_rng: None
+) -> None:
+    half = tmp_path / "half.safetensors"
+    save_generator(half, generator, {}, dtype="float16")
+    assert half.stat().st_size < 0.75 * saved.stat().st_size  # the names take their part
+    with half.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    dtypes = {name: entry["dtype"] for name, entry in header.items()}
+    assert dtypes.pop("encoder.blocks.0.body.0.1.num_batches_tracked") == "I64"
+    assert set(dtypes.values()) == {"F16", "I64"} or set(dtypes.values()) == {"F16"}
+    before, after = generator.state_dict(), load_generator(half).state_dict()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(after[name], expected)
+
+
+def test_number_beyond_float16_is_refused(generator: Generator, tmp_path: Path) -> None:
+    with torch.no_grad():
+        generator.get_parameter("encoder.head.0.bias")[0] = 7e4
+    with pytest.raises(ValueError, match=r"encoder\.head\.0\.bias holds a number that is too large for float16"):
+        save_generator(tmp_path / "half.safetensors", generator, {}, dtype="float16")
+    with pytest.raises(ValueError, match="unknown dtype 'bf16' of weights; known: float32, float16"):
+        save_generator(tmp_path / "half.safetensors", generator, {}, dtype="bf16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_card_is_read_without_the_weights(saved: Path) -> None:
+    saved.write_bytes(b"damaged")
+    assert read_card(saved)["updates"] == 7
 
 
 def test_saving_again_replaces_both_files(saved: Path, make_generator: Callable[..., Generator]) -> None:
@@ -105,7 +138,7 @@ def test_missing_file_is_named(saved: Path, suffix: str) -> None:
         lambda card: json.dumps({key: value for key, value in card.items() if key != "sha256"}),
         lambda card: json.dumps({key: value for key, value in card.items() if key != "generator"}),
         lambda card: json.dumps({**card, "generator": {"depth": 3}}),
-        lambda card: json.dumps({**card, "generator": {"scale": 1}}),
+        lambda card: json.dumps({**card, "generator": {"scale": 0}}),
     ],
     ids=["no JSON", "no object", "no sha256", "no generator", "unknown field", "scale out of range"],
 )
