@@ -1,0 +1,81 @@
+"""Work shared out among the processor's cores."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from rlsr_env import cores
+from rlsr_env.cores import available_cores, compiled, share_out
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin a process to cores")
+def test_cores_that_the_process_may_not_use_do_not_count() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert available_cores() == len(before)
+
+
+@pytest.mark.parametrize("n_cores", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_items", [0, 1, 2, 3, 7, 100])
+def test_every_item_is_done_once_and_by_no_more_threads_than_cores(
+    n_cores: int, n_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: n_cores)
+    times_done, threads, shares = np.zeros(n_items, int), set(), []
+
+    def work(share: slice) -> None:
+        times_done[share] += 1
+        threads.add(threading.get_ident())
+        shares.append(share)
+
+    share_out(work, n_items)
+    assert (times_done == 1).all()
+    assert len(threads) <= n_cores
+    assert len(shares) == max(1, min(n_cores, n_items))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_shares_are_done_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: 3)
+    together = threading.Barrier(3, timeout=20)  # breaks unless three threads wait at once
+    share_out(lambda share: together.wait() and None, 3)
+    assert together.n_waiting == 0 and not together.broken
+
+
+@pytest.mark.parametrize("n_cores", [1, 2])
+def test_an_error_in_a_share_is_raised(n_cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: n_cores)
+
+    def work(share: slice) -> None:
+        if share.stop == 4:
+            raise RuntimeError("the last one")
+
+    with pytest.raises(RuntimeError, match="the last one"):
+        share_out(work, 4)
+
+
+def test_where_nothing_can_be_kept_on_disk_functions_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    ordinary, asked = numba.njit, []
+
+    def njit(cache: bool = False, **settings: object) -> object:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function 'twice': no locator available")
+        return ordinary(**settings)
+
+    monkeypatch.setattr(numba, "njit", njit)
+
+    def twice(numbers: np.ndarray) -> float:
+        return 2 * numbers.sum()
+
+    assert compiled(twice)(np.array([1.0, 2.0])) == 6
+    assert asked == [True, False]
