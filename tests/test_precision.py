@@ -45,11 +45,14 @@ def test_compute_dtype_by_name() -> None:
         ({"avx2": True}, torch.float32),
         ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
         ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
         ({"amx_bf16": True}, torch.bfloat16),
         ({"bf16": True}, torch.bfloat16),
     ],
 )
-def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+def test_auto_is_bfloat16_where_the_processor_is_faster_in_it(
     capabilities: dict[str, bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
