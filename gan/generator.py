@@ -23,9 +23,9 @@ class GeneratorConfig:
         batch_norm: BatchNorm after each convolution of the residual blocks and the encoder's last one.
         n_subpixel_layers: Sub-pixel layers of the decoder. One layer upsamples by `scale` at once; more take one prime
             factor of `scale` each, the last ones first, and the others keep the resolution.
-        unshuffle: The encoder works on blocks of `unshuffle` x `unshuffle` LR pixels, each a position of its grid (Shi et
-            al. 2016, turned round): that many times fewer positions along each side, so for the same cost twice as many
-            feature maps at 2, and it sees twice as far. Pictures are padded at the bottom and right to a multiple.
+        unshuffle: The encoder works on blocks of `unshuffle` x `unshuffle` LR pixels, each a position of its grid (the
+            pixel shuffle of Shi et al. 2016, turned round). At 2, twice as many feature maps cost the same, and it sees
+            twice as far. Pictures are padded at the bottom and right to a multiple.
         head_kernel: Side of the first convolution's kernel, odd (9 in Ledig et al. 2017).
         base: `"none"`, or the kernel (`"lanczos"`, `"bicubic"`) whose upsampling the network's output is added to. The
             last layer then starts at zero, so that the untrained generator is that baseline.
@@ -83,8 +83,8 @@ class GeneratorConfig:
 
         Args:
             name: `"paper"` (BatchNorm, eight sub-pixel layers, no base: Savioli 2019, sec. 2.1), `"fast"` (no
-                BatchNorm, one sub-pixel layer at LR resolution on a Lanczos base), or `"wide"` (as fast, but 128 feature
-                maps at half of the LR resolution: four times the weights at the same cost).
+                BatchNorm, one sub-pixel layer at LR resolution on a Lanczos base), or `"wide"` (as fast, but 128
+                feature maps at half of the LR resolution: four times the weights at the same cost).
             scale: Upsampling factor.
 
         Raises:
