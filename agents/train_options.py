@@ -66,7 +66,7 @@ class TrainOptions:
     """Filter by which the pictures are shrunk."""
     clean: bool = False
     """Train on shrunk pictures that no codec has touched, as papers on super-resolution do."""
-    generator: Literal["wide", "fast", "paper"] = "wide"
+    generator: Literal["fast", "wide", "paper"] = "fast"
     """Architecture: see README."""
     start: Path | None = None
     """Weights to start from; where the last layer is of another scale, that layer starts anew."""
