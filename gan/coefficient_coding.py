@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numba import boolean, int16, int32, int64, types, uint8, void
 
 from gan.jpeg_streams import ZIGZAG, JpegPicture, quantisation_tables
-from rlsr_env.cores import compiled
+from rlsr_env.cores import compiled_as
 
 # Contexts of each bit. Each of them owns a row of probabilities, one for each node of a number's binary tree.
 N_CONTEXTS = 6
@@ -78,6 +79,11 @@ class Coder(NamedTuple):
     rows: np.ndarray
 
 
+# What Numba calls these types: a coder, the coefficients of a block and of a plane of blocks, a quantisation table.
+CODER = types.NamedTuple([int64[::1], uint8[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1]], Coder)
+BLOCK, PLANE, TABLE = int16[::1], int16[:, :, ::1], int64[::1]
+
+
 def _new_coder(stream: np.ndarray, decode: bool, prior: np.ndarray) -> Coder:
     """A coder at the start of a stream: bytes to read, or room to write to; uint8."""
     value = int.from_bytes(bytes(stream[:4]).ljust(4, b"\0"), "big")
@@ -103,7 +109,7 @@ def _prior() -> np.ndarray:
         return np.asarray(arrays["levels"])
 
 
-@compiled
+@compiled_as(int64(CODER, int64, int64, int64), inner=True)
 def _code_bit(coder: Coder, mixer: int, node: int, bit: int) -> int:
     """Code one bit in the current contexts; returns it."""
     state, stream, probabilities, counts, weights, rows = coder
@@ -139,7 +145,7 @@ def _code_bit(coder: Coder, mixer: int, node: int, bit: int) -> int:
     return bit
 
 
-@compiled
+@compiled_as(int64(CODER, int64, int64), inner=True)
 def _code_number(coder: Coder, mixer: int, number: int) -> int:
     """Code a number of 0 or more; returns it. First its length in bits, in unary; then the bits below the first."""
     length = 0
@@ -156,14 +162,14 @@ def _code_number(coder: Coder, mixer: int, number: int) -> int:
     return value
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, int64, int64, int64), inner=True)
 def _set_context(coder: Coder, i: int, kind: int, a: int, b: int, c: int) -> None:
     """Make (a, b, c), each below 64, context i of what comes next. Rows are found by hashing; few are shared."""
     key = (((kind * 8 + i) * 64 + a) * 64 + b) * 64 + c
     coder.rows[i] = (((key * 0x9E3779B1) & 0xFFFFFFFF) >> (32 - LOG_ROWS)) * NODES
 
 
-@compiled
+@compiled_as(int64(int64), inner=True)
 def _bucket(number: int) -> int:
     """Numbers of 0 or more to 0..9, coarser where they are large."""
     if number < 3:
@@ -176,13 +182,13 @@ def _bucket(number: int) -> int:
     return bucket
 
 
-@compiled
+@compiled_as(int64(int64), inner=True)
 def _sign(number: int) -> int:
     """0 for zero, 1 for more, 2 for less."""
     return int(number > 0) + 2 * int(number < 0)
 
 
-@compiled
+@compiled_as(int64(BLOCK, BLOCK, TABLE, int64, int64), inner=True)
 def _across(block: np.ndarray, neighbour: np.ndarray, table: np.ndarray, first: int, step: int) -> int:
     """What the coefficient at `first` should be, were the picture smooth across the border to a neighbour.
 
@@ -202,7 +208,7 @@ def _across(block: np.ndarray, neighbour: np.ndarray, table: np.ndarray, first: 
     return total
 
 
-@compiled
+@compiled_as(int64(CODER, int64, int64, int64, int64[:, :, ::1], int64, int64, BLOCK, BLOCK), inner=True)
 def _code_count(
     coder: Coder, group: int, colour: int, component: int, used: np.ndarray, column: int, so_far: int,
     block: np.ndarray, other: np.ndarray,
@@ -229,7 +235,7 @@ def _code_count(
     return _code_number(coder, kind * MIXERS, number)
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, int64, TABLE, int64, int64, *5 * (BLOCK,), boolean, boolean), inner=True)
 def _code_group(
     coder: Coder, group: int, colour: int, component: int, table: np.ndarray, number: int, so_far: int,
     block: np.ndarray, above: np.ndarray, left: np.ndarray, corner: np.ndarray, other: np.ndarray,
@@ -280,7 +286,7 @@ def _code_group(
         block[place] = value
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, TABLE, int64, int64, BLOCK, BLOCK, BLOCK, boolean, boolean), inner=True)
 def _code_dc(
     coder: Coder, colour: int, component: int, table: np.ndarray, change: int, so_far: int,
     block: np.ndarray, above: np.ndarray, left: np.ndarray, has_above: bool, has_left: bool,
@@ -320,7 +326,7 @@ def _code_dc(
     block[0] = guess + value
 
 
-@compiled
+@compiled_as(void(CODER, int64, TABLE, PLANE, PLANE))
 def _code_plane(coder: Coder, component: int, table: np.ndarray, plane: np.ndarray, others: np.ndarray) -> None:
     """Code a plane of blocks, row by row; when decoding, into the plane.
 
