@@ -126,7 +126,7 @@ class Compression:
             means = [_mean([row.psnr for row in rows]), _mean([row.ms_ssim for row in rows])]
             cells.append(
                 (
-                    "all (means of PSNR and MS-SSIM)", str(n_bytes), f"{8 * n_bytes / n_pixels:.3f}",
+                    "all; means", str(n_bytes), f"{8 * n_bytes / n_pixels:.3f}",
                     _cell(means[0], 2), _cell(means[1], 4), "", "", "",
                 )
             )  # fmt: skip

@@ -245,7 +245,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
     """
     table = Table()
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

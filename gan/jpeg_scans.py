@@ -13,11 +13,11 @@ from rlsr_env.cores import compiled_as
 BLOCKS_OF_MCU = 6
 # The categories that a baseline file may hold: of the differences of DC coefficients, and of AC coefficients.
 MAX_DC_BITS, MAX_AC_BITS = 11, 10
+# What Numba calls bytes that are only read.
+BYTES = types.Array(uint8, 1, "C", readonly=True)
 
 
-@compiled_as(
-    boolean(types.Array(uint8, 1, "C", readonly=True), int64[:, ::1], uint8[:, ::1], int64[::1], int16[:, :, ::1])
-)
+@compiled_as(boolean(BYTES, int64[:, ::1], uint8[:, ::1], int64[::1], int16[:, :, ::1]))
 def read_scan(scan: np.ndarray, counts: np.ndarray, symbols: np.ndarray, order: np.ndarray, mcus: np.ndarray) -> bool:
     """Decode a scan.
 

@@ -288,6 +288,6 @@ def _nearest(trials: Trials, target: Target, scales: Sequence[int], qualities: r
     least, scale = min((len(trials.file(Setting(scale, qualities[0]))), scale) for scale in scales)
     wanted = f"{target.value:g} bytes" if target.kind == "bytes" else f"{target.value:g} bits per pixel"
     return (
-        f"no file has {wanted} or less: the nearest has {least} bytes ({8 * least / n_pixels:.4f} bits per pixel), with "
-        f"scale {scale} and quality {qualities[0]}"
+        f"no file has {wanted} or less: the nearest has {least} bytes ({8 * least / n_pixels:.4f} bits per pixel), "
+        f"with scale {scale} and quality {qualities[0]}"
     )

@@ -76,7 +76,8 @@ def _compile(function: Callable[..., Any], signatures: tuple[Any, ...], **settin
 
     # Without NaN and signed zero, a minimum is one instruction on many numbers. The order of sums stays as written.
     settings |= {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy"}
+    njit: Callable[..., Any] = numba.njit
     try:
-        return numba.njit(*signatures, cache=True, **settings)(function)
+        return njit(*signatures, cache=True, **settings)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return numba.njit(*signatures, **settings)(function)
+        return njit(*signatures, **settings)(function)
