@@ -231,7 +231,7 @@ def test_generator_joins_an_encoder_and_a_decoder_that_exist() -> None:
         ({"n_blocks": 0}, "n_blocks must be an integer of 1 or more"),
         ({"n_subpixel_layers": "8"}, "n_subpixel_layers must be an integer of 1 or more, got '8'"),
         ({"base": "nearest"}, "unknown base 'nearest'; known: none, lanczos, bicubic"),
-        ({"scale": 8, "n_subpixel_layers": 2}, "scale 8 has 3 prime factors"),
+        ({"scale": 8, "n_subpixel_layers": 2}, "an upsampling by 8 has 3 prime factors"),
     ],
 )
 def test_config_refuses_what_cannot_be_built(settings_: dict[str, object], message: str) -> None:
