@@ -84,21 +84,6 @@ CODER = types.NamedTuple([int64[::1], uint8[::1], int32[::1], int32[::1], int64[
 BLOCK, PLANE, TABLE = int16[::1], int16[:, :, ::1], int64[::1]
 
 
-def _new_coder(stream: np.ndarray, decode: bool, prior: np.ndarray) -> Coder:
-    """A coder at the start of a stream: bytes to read, or room to write to; uint8."""
-    value = int.from_bytes(bytes(stream[:4]).ljust(4, b"\0"), "big")
-    logits = LEVEL * (np.arange(256) - 17)
-    probabilities = np.where(np.arange(256) > 0, 16 * SQUASH[logits.clip(-2047, 2047) + 2047], 32768).astype(np.int32)
-    return Coder(
-        state=np.array([0, 0xFFFFFFFF, value, int(decode), 4 if decode else 0]),
-        stream=stream,
-        probabilities=probabilities[prior],
-        counts=np.where(prior > 0, PRIOR_COUNT, 0).astype(np.int32),
-        weights=np.full((3 * 2 * (DC + 1) * MIXERS, N_CONTEXTS), FIRST_WEIGHT),
-        rows=np.zeros(N_CONTEXTS, np.int64),
-    )
-
-
 @cache
 def _prior() -> np.ndarray:
     """The prior probabilities that come with the package."""
@@ -107,6 +92,32 @@ def _prior() -> np.ndarray:
         raise RuntimeError(f"{PRIOR} is not the file that this version was released with; install rlsr again")
     with np.load(PRIOR) as arrays:
         return np.asarray(arrays["levels"])
+
+
+@cache
+def _known_model() -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and counts to start from; to be copied."""
+    return _model(_prior())
+
+
+def _model(prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and counts that follow from what `PRIOR` holds."""
+    logits = LEVEL * (np.arange(256) - 17)
+    probabilities = np.where(np.arange(256) > 0, 16 * SQUASH[logits.clip(-2047, 2047) + 2047], 32768).astype(np.int32)
+    return probabilities[prior], np.where(prior > 0, PRIOR_COUNT, 0).astype(np.int32)
+
+
+def _new_coder(stream: np.ndarray, decode: bool, model: tuple[np.ndarray, np.ndarray]) -> Coder:
+    """A coder at the start of a stream: bytes to read, or room to write to; uint8."""
+    value = int.from_bytes(bytes(stream[:4]).ljust(4, b"\0"), "big")
+    return Coder(
+        state=np.array([0, 0xFFFFFFFF, value, int(decode), 4 if decode else 0]),
+        stream=stream,
+        probabilities=model[0].copy(),
+        counts=model[1].copy(),
+        weights=np.full((3 * 2 * (DC + 1) * MIXERS, N_CONTEXTS), FIRST_WEIGHT),
+        rows=np.zeros(N_CONTEXTS, np.int64),
+    )
 
 
 @compiled_as(int64(CODER, int64, int64, int64), inner=True)
@@ -378,7 +389,7 @@ def encode_planes(quality: int, planes: Planes, room: int) -> bytes | None:
     Returns:
         The code, or None where it is longer. Zeros at its end are left out; whoever reads past the end reads zeros.
     """
-    coder = _new_coder(np.zeros(room, np.uint8), decode=False, prior=_prior())
+    coder = _new_coder(np.zeros(room, np.uint8), decode=False, model=_known_model())
     _code_planes(coder, quality, planes)
     low, n_bytes = int(coder.state[0]), int(coder.state[4])
     if n_bytes >= room:
@@ -401,7 +412,7 @@ def decode_planes(code: bytes, quality: int, shapes: Sequence[tuple[int, int]]) 
     """
     luma, blue, red = (np.zeros((*shape, 64), np.int16) for shape in shapes)
     # A copy, because the compiled code takes arrays that can be written to.
-    coder = _new_coder(np.frombuffer(code, np.uint8).copy(), decode=True, prior=_prior())
+    coder = _new_coder(np.frombuffer(code, np.uint8).copy(), decode=True, model=_known_model())
     return _code_planes(coder, quality, (luma, blue, red))
 
 
@@ -415,11 +426,11 @@ def learn_prior(pictures: Iterable[JpegPicture], least_uses: int = 60) -> np.nda
     Returns:
         What `PRIOR` holds: uint8, 0 where unknown.
     """
-    nothing = np.zeros(NODES << LOG_ROWS, np.uint8)
-    learnt = _new_coder(np.zeros(0, np.uint8), decode=False, prior=nothing)
+    model = _model(np.zeros(NODES << LOG_ROWS, np.uint8))
     for picture in pictures:
-        coder = _new_coder(np.zeros(0, np.uint8), decode=False, prior=nothing)
-        learnt = coder._replace(probabilities=learnt.probabilities, counts=learnt.counts)
+        learnt = _new_coder(np.zeros(0, np.uint8), decode=False, model=model)
         _code_planes(learnt, picture.quality, picture.planes)
-    levels = (STRETCH[learnt.probabilities >> 4] + LEVEL // 2) // LEVEL + 17
-    return np.where(learnt.counts > least_uses, levels, 0).astype(np.uint8)
+        model = learnt.probabilities, learnt.counts
+    probabilities, counts = model
+    levels = (STRETCH[probabilities >> 4] + LEVEL // 2) // LEVEL + 17
+    return np.where(counts > least_uses, levels, 0).astype(np.uint8)

@@ -139,7 +139,7 @@ def test_a_prior_learns_from_pictures_in_their_order_and_helps() -> None:
     assert not np.array_equal(prior, learn_prior(iter(pictures[::-1])))
 
     def length(prior: np.ndarray, picture: JpegPicture) -> int:
-        coder = coefficient_coding._new_coder(np.zeros(0, np.uint8), decode=False, prior=prior)
+        coder = coefficient_coding._new_coder(np.zeros(0, np.uint8), False, coefficient_coding._model(prior))
         coefficient_coding._code_planes(coder, picture.quality, picture.planes)
         return int(coder.state[4])
 

@@ -105,9 +105,7 @@ def test_damaged_files(data: bytes) -> None:
 
 
 @settings(max_examples=100, deadline=LONGEST)
-@given(
-    flags=st.integers(0, 255), height=st.integers(1, 300), width=st.integers(1, 300), stored=st.binary(max_size=300)
-)
+@given(flags=st.integers(0, 255), height=st.integers(1, 300), width=st.integers(1, 300), stored=st.binary(max_size=300))
 def test_any_bytes_behind_a_sound_header(flags: int, height: int, width: int, stored: bytes) -> None:
     size = b"".join(bytes([side & 127 | 128, side >> 7]) for side in (height, width))
     body = MAGIC + bytes([VERSION, flags]) + size + b"\0" + stored
