@@ -167,7 +167,7 @@ def work_through(
     """
     workers = min(workers, len(tasks))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=len(tasks))
         outcomes = []
         for outcome in _outcomes(tasks, partial(attempt, work), workers):
@@ -204,11 +204,9 @@ def attempt(work: Callable[[Task], Row], task: Task) -> Outcome[Row]:
         try:
             row, error = work(task), ""
         except MemoryError:
-            row, error = None, f"{task.source}: there is too little memory for it"
+            row, error = None, "there is too little memory for it"
         except (ValueError, OSError, RuntimeError) as failure:
-            row, error = None, str(failure)
-            if str(task.source) not in error:
-                error = f"{task.source}: {error}"
+            row, error = None, str(failure) or type(failure).__name__
     told = [str(warning.message) for warning in said if issubclass(warning.category, UserWarning)]
     return Outcome(task.source, row, error, tuple(dict.fromkeys(told)))
 
@@ -229,9 +227,10 @@ def tell(outcomes: Sequence[Outcome[Any]]) -> int:
         warnings.warn(message, UserWarning, stacklevel=2)
     failed = [outcome for outcome in outcomes if outcome.row is None]
     if failed and len(outcomes) == 1:
-        raise ValueError(failed[0].error)
+        source, error = str(failed[0].source), failed[0].error
+        raise ValueError(error if source in error else f"{source}: {error}")
     for outcome in failed:
-        warnings.warn(f"skipped {outcome.error}", UserWarning, stacklevel=2)
+        warnings.warn(f"skipped {outcome.source}: {outcome.error}", UserWarning, stacklevel=2)
     return len(failed)
 
 
