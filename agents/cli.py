@@ -18,6 +18,7 @@ from typing import Annotated, Any, TextIO, Union
 import tyro
 
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
+from agents.codec_options import CompressOptions, DecompressOptions, InfoOptions, WeightsOptions
 from agents.envs_options import EnvsOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
@@ -63,6 +64,10 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "compress": Command(CompressOptions, "agents.codec_compress:Compression"),
+    "decompress": Command(DecompressOptions, "agents.codec_decompress:Decompression"),
+    "info": Command(InfoOptions, "agents.codec_info:Info"),
+    "weights": Command(WeightsOptions, "agents.codec_info:WeightsListing"),
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
     "ablate": Command(AblateOptions, "agents.ablation:Ablation", QUICK_ABLATION),
     "train": Command(TrainOptions, "agents.training_run:TrainingRun", QUICK_TRAIN, PRESETS),
