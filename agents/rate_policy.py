@@ -15,16 +15,20 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from rlsr_env.codec import BASE_CODECS
 from rlsr_env.files import write_whole
 from rlsr_env.rate_control import GREATEST_RATE_WEIGHT, LEAST_RATE_WEIGHT
-from rlsr_env.rate_table import Setting, checked_settings
-from rlsr_env.rate_views import N_VIEW_CHANNELS, view_picture
+from rlsr_env.rate_table import RateTable, Setting, checked_settings
+from rlsr_env.rate_views import GREATEST_DETAIL, N_VIEW_CHANNELS, view_picture
 
 PRETRAINED = Path(__file__).with_name("pretrained") / "rate_policy.safetensors"
 # Levels of detail, as parts of the greatest code, above which cells are counted; and how softly.
 THRESHOLDS = (0.15, 0.27, 0.39, 0.51, 0.63, 0.75)
 SOFTNESS = 0.06
-N_FEATURES = 2 * N_VIEW_CHANNELS + len(THRESHOLDS) * (N_VIEW_CHANNELS - 3)
+N_DETAILS = N_VIEW_CHANNELS - 3
+N_FEATURES = (3 + len(THRESHOLDS)) * N_DETAILS
+# Features are kept within this many deviations of the training pictures' mean: beyond, a line leads anywhere.
+MOST_DEVIATIONS = 4.0
 
 
 class Target(Protocol):
@@ -42,19 +46,21 @@ class Target(Protocol):
 def picture_features(view: Tensor) -> Tensor:
     """What counts in a picture's view, as a few numbers.
 
-    The bits of a coefficient coder follow the number of coefficients that are not zero (He and Mitra 2001), so besides
-    means and deviations there are, for each octave, the parts of the picture with more detail than some level.
+    For each octave: the logarithm of the detail's mean square, which is what a scale loses; and, since the bits of a
+    coefficient coder follow the number of coefficients that are not zero (He and Mitra 2001), the parts of the picture
+    with more detail than some level, beside mean and deviation of the codes.
 
     Args:
         view: `(N, 11, 64, 64)` uint8, or floats with the same values; see `rlsr_env.rate_views`.
 
     Returns:
-        `(N, 70)` float32.
+        `(N, 72)` float32.
     """
-    cells = view.float() / 255
-    details = cells[:, 3:]
+    details = view[:, 3:].float() / 255
+    mean_square = torch.expm1(details * math.log1p(GREATEST_DETAIL)).square().mean(dim=(2, 3))
     above = [torch.sigmoid((details - level) / SOFTNESS).mean(dim=(2, 3)) for level in THRESHOLDS]
-    return torch.cat([cells.mean(dim=(2, 3)), cells.std(dim=(2, 3)), *above], dim=1)
+    spread = details.std(dim=(2, 3))
+    return torch.cat([details.mean(dim=(2, 3)), spread, torch.log(mean_square + 0.01), *above], dim=1)
 
 
 def decode_rate_weight(code: Tensor) -> Tensor:
@@ -64,74 +70,62 @@ def decode_rate_weight(code: Tensor) -> Tensor:
 
 
 class RateNetwork(nn.Module):
-    """Predicts quality and rate of a picture at each setting; the policy is a softmax of what they are worth.
+    """The value of each action, in its two parts: the quality of each setting, and what it costs.
 
-    Whatever the weight of the rate, it is the same two curves for each picture that are weighed against each other, so
-    one network serves all rates, and the policy can be asked for a number of bytes as well.
+    Whatever the weight of the rate, it is the same two curves of a picture that are weighed against each other: one
+    network serves all rates, and can be asked for a number of bytes as well. The curves are linear in the features,
+    since a few hundred pictures are what there is to learn from.
     """
 
     feature_mean: Tensor
     feature_deviation: Tensor
-    quality_mean: Tensor
-    quality_deviation: Tensor
-    log_rate_mean: Tensor
-    log_rate_deviation: Tensor
+    curve_mean: Tensor
+    curve_deviation: Tensor
 
-    def __init__(self, n_settings: int, hidden: int = 64, temperature: float = 0.1) -> None:
-        """Build the layers; at first, all pictures are alike.
+    def __init__(self, n_settings: int, temperature: float = 0.1) -> None:
+        """Build the network; at first, it expects the same of all pictures and settings.
 
         Args:
             n_settings: Settings to choose from.
-            hidden: Width of the hidden layer.
-            temperature: Of the softmax, in units of quality.
+            temperature: Of the softmax that is the policy, in units of quality.
+
+        Raises:
+            ValueError: For no settings, or a temperature that is not above 0.
         """
         super().__init__()
-        self.temperature = temperature
-        self.n_settings, self.n_hidden = n_settings, hidden
-        self.linear = nn.Linear(N_FEATURES, 2 * n_settings)
-        last = nn.Linear(hidden, 2 * n_settings)
-        self.hidden = nn.Sequential(nn.Linear(N_FEATURES, hidden), nn.SiLU(), last)
-        for layer in (self.linear, last):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        # Of the training pictures: means and deviations of the features, of the qualities and of the rates' logarithms.
-        for name, size in (("feature", N_FEATURES), ("quality", n_settings), ("log_rate", n_settings)):
-            self.register_buffer(f"{name}_mean", torch.zeros(size))
-            self.register_buffer(f"{name}_deviation", torch.ones(size))
+        if n_settings < 1 or not 0 < temperature < math.inf:
+            raise ValueError(f"need 1 or more settings and a temperature above 0, got {n_settings} and {temperature}")
+        self.n_settings, self.temperature = n_settings, temperature
+        self.weight = nn.Parameter(torch.zeros(N_FEATURES, 2 * n_settings))
+        # Of the training pictures; the curves are qualities, then logarithms of bits per pixel.
+        self.register_buffer("feature_mean", torch.zeros(N_FEATURES))
+        self.register_buffer("feature_deviation", torch.ones(N_FEATURES))
+        self.register_buffer("curve_mean", torch.zeros(2 * n_settings))
+        self.register_buffer("curve_deviation", torch.ones(2 * n_settings))
 
-    def normalise(self, features: Tensor, qualities: Tensor, rates: Tensor) -> None:
-        """Take means and deviations from training pictures.
-
-        Args:
-            features: `(P, 70)`.
-            qualities: `(P, S)`.
-            rates: Bits per pixel, `(P, S)`.
-        """
-        for name, values in (("feature", features), ("quality", qualities), ("log_rate", rates.log())):
-            getattr(self, f"{name}_mean").copy_(values.mean(dim=0))
-            getattr(self, f"{name}_deviation").copy_(values.std(dim=0).nan_to_num() + 1e-3)
+    def normal_features(self, features: Tensor) -> Tensor:
+        """Features `(N, 72)` in deviations from the training pictures' mean."""
+        normal = (features - self.feature_mean) / self.feature_deviation
+        return normal.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)
 
     def curves(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """What is expected of each setting.
 
         Args:
-            features: `(N, 70)`; see `picture_features`.
+            features: `(N, 72)`; see `picture_features`.
 
         Returns:
             Qualities and logarithms of bits per pixel, `(N, S)` each.
         """
-        normal = ((features - self.feature_mean) / self.feature_deviation).clamp(-4, 4)
-        quality, log_rate = (self.linear(normal) + self.hidden(normal)).chunk(2, dim=1)
-        return (
-            self.quality_mean + self.quality_deviation * quality,
-            self.log_rate_mean + self.log_rate_deviation * log_rate,
-        )
+        curves = self.curve_mean + self.curve_deviation * (self.normal_features(features) @ self.weight)
+        quality, log_rate = curves.chunk(2, dim=1)
+        return quality, log_rate
 
     def logits(self, features: Tensor, rate_weight: Tensor) -> Tensor:
         """The policy: what each setting is expected to earn, over the temperature.
 
         Args:
-            features: `(N, 70)`.
+            features: `(N, 72)`.
             rate_weight: `(N,)`.
 
         Returns:
@@ -197,9 +191,8 @@ class RatePolicy:
         content = path.read_bytes()
         try:
             card = json.loads(card_path.read_text())
-            settings, hidden = card["settings"], card["hidden"]
-            digest = card["sha256"]
-            network = RateNetwork(len(settings), hidden, card["temperature"])
+            settings, digest = card["settings"], card["sha256"]
+            network = RateNetwork(len(settings), card["temperature"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{card_path} is no card of a rate policy ({error!r})") from error
         if hashlib.sha256(content).hexdigest() != digest:
@@ -214,7 +207,6 @@ class RatePolicy:
         card = {
             **self.card,
             "settings": [list(setting) for setting in self.settings_list],
-            "hidden": self.network.n_hidden,
             "temperature": self.network.temperature,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
@@ -223,18 +215,23 @@ class RatePolicy:
         write_whole(path.with_suffix(".json"), lambda file: file.write(text.encode()))
 
     @torch.no_grad()
-    def curves(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is expected of a picture at each setting: one forward pass, and no file.
+    def predict(self, uris: Sequence[str], images: Sequence[np.ndarray], views: Tensor | None = None) -> RateTable:
+        """What is expected of pictures at each setting: one forward pass, and no file.
 
         Args:
-            image: The original, `(H, W, 3)` uint8.
+            uris: Names of the pictures.
+            images: The originals, `(H, W, 3)` uint8 each.
+            views: Their views, `(P, 11, 64, 64)` uint8, where they are known.
 
         Returns:
-            Qualities and bits per pixel, `(S,)` each.
+            A table like that of real files, of expected bytes and qualities.
         """
-        features = picture_features(torch.from_numpy(view_picture(image))[None])
-        quality, log_rate = self.network.curves(features)
-        return quality[0].double().numpy(), log_rate[0].exp().double().numpy()
+        if views is None:
+            views = torch.from_numpy(np.stack([view_picture(image) for image in images]))
+        quality, log_rate = self.network.curves(picture_features(views))
+        n_pixels = np.array([image.shape[0] * image.shape[1] for image in images], dtype=np.int64)
+        n_bytes = (log_rate.exp().double().numpy() * n_pixels[:, None] / 8).round().clip(1).astype(np.int64)
+        return RateTable(tuple(uris), n_pixels, self.settings_list, n_bytes, quality.double().numpy())
 
     def settings(self, image: np.ndarray, rate_weight: float, scales: Sequence[int] = (1, 2, 3, 4)) -> Setting:
         """The setting that the policy takes at a weight of the rate.
@@ -249,8 +246,8 @@ class RatePolicy:
         """
         if not 0 <= rate_weight < math.inf:
             raise ValueError(f"rate_weight must be finite and not negative, got {rate_weight}")
-        quality, rate = self.curves(image)
-        return self.settings_list[int(np.where(self._among(scales), quality - rate_weight * rate, -np.inf).argmax())]
+        rewards = self.predict(("picture",), (image,)).rewards(rate_weight)[0]
+        return self.settings_list[int(np.where(self._among(scales), rewards, -np.inf).argmax())]
 
     def propose(self, image: np.ndarray, target: Target, scales: Sequence[int] = (1, 2, 3, 4)) -> Setting:
         """Where a search for a target should begin: the scale to stay with, and a quality near the right one.
@@ -268,9 +265,11 @@ class RatePolicy:
         """
         if target.kind not in ("bytes", "bpp", "psnr") or not 0 < target.value < math.inf:
             raise ValueError(f"the policy proposes settings for bytes, bpp or psnr above 0, got {target!r}")
-        quality, rate = self.curves(image)
+        expected = self.predict(("picture",), (image,))
+        quality, rate = expected.values[0], expected.bits_per_pixel[0]
         n_pixels = image.shape[0] * image.shape[1]
         rate_wanted = 8 * target.value / n_pixels if target.kind == "bytes" else target.value
+        qualities_there = BASE_CODECS[self.card["base_codec"]].qualities
         known = self._among(scales)
         best, best_score = self.settings_list[int(np.flatnonzero(known)[0])], -math.inf
         for scale in sorted({setting.scale for setting, there in zip(self.settings_list, known, strict=True) if there}):
@@ -287,7 +286,8 @@ class RatePolicy:
                 score = _extended(math.log(rate_wanted), log_rates, qualities)
                 step = _extended(math.log(rate_wanted), log_rates, steps)
             if score > best_score:
-                best, best_score = Setting(scale, round(min(max(step, 1), 100))), score
+                nearest = round(min(max(step, qualities_there[0]), qualities_there[-1]))
+                best, best_score = Setting(scale, nearest), score
         return best
 
     def _among(self, scales: Sequence[int]) -> np.ndarray:
