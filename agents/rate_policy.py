@@ -283,7 +283,8 @@ class RatePolicy:
                 score = -_extended(target.value, qualities, log_rates)
                 step = _extended(target.value, qualities, steps)
             else:
-                score = _extended(math.log(rate_wanted), log_rates, qualities)
+                # No better than at the last setting, which is where the scale stopped being worth having.
+                score = _extended(min(math.log(rate_wanted), log_rates[-1]), log_rates, qualities)
                 step = _extended(math.log(rate_wanted), log_rates, steps)
             if score > best_score:
                 nearest = round(min(max(step, qualities_there[0]), qualities_there[-1]))

@@ -14,8 +14,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import VectorWrapper
 from gymnasium.vector.utils import batch_space
 from stable_baselines3 import PPO
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.rate_policy import N_FEATURES, RateNetwork, picture_features
 from agents.vec_env import GymnasiumVecEnv
@@ -149,18 +148,20 @@ def follow_expected_reward(
 class FeatureObservation(VectorWrapper):
     """Observations of `rlsr/RateControl-v0` as 73 numbers: the picture's features, the logarithm of the rate's weight.
 
-    What is computed for a picture is remembered. Rewards are divided by the square root of the rate's weight: else,
-    nearly all of the variance would be that of the greatest weights.
+    All are in deviations from their mean. What is computed for a picture is remembered. Rewards are divided by the
+    square root of the rate's weight: else, nearly all of their variance would be that of the greatest weights.
     """
 
-    def __init__(self, env: RateControlVectorEnv) -> None:
+    def __init__(self, env: RateControlVectorEnv, mean: np.ndarray, deviation: np.ndarray) -> None:
         """Wrap an environment.
 
         Args:
             env: The environment itself, not wrapped.
+            mean: Of the features of the training pictures, `(72,)`.
+            deviation: Likewise.
         """
         super().__init__(env)
-        self._base = env
+        self._base, self._mean, self._deviation = env, mean, deviation
         self.single_observation_space = Box(-np.inf, np.inf, (N_FEATURES + 1,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._features: dict[int, np.ndarray] = {}
@@ -181,57 +182,35 @@ class FeatureObservation(VectorWrapper):
 
     def _look(self, obs: np.ndarray) -> np.ndarray:
         """Numbers of new observations, `(N, 73)` float32."""
-        rows = np.empty((self.num_envs, N_FEATURES + 1), dtype=np.float32)
         for i, picture in enumerate(self._base.pictures.tolist()):
             if picture not in self._features:
                 self._features[picture] = picture_features(torch.from_numpy(obs[i : i + 1, :-1])).numpy()[0]
-            rows[i, :-1] = self._features[picture]
-        rows[:, -1] = np.log(self._base.rate_weights)
-        self._last = rows
-        return rows.copy()
+        features = np.stack([self._features[picture] for picture in self._base.pictures.tolist()])
+        self._last = self.numbers(features, self._base.rate_weights)
+        return self._last.copy()
 
-
-class _Actor(nn.Module):
-    """The network's logits of a `FeatureObservation`."""
-
-    def __init__(self, network: RateNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Logits `(N, S)` of `(N, 73)`."""
-        return self.network.logits(obs[:, :-1], obs[:, -1].exp())
-
-
-class RateActorCriticPolicy(ActorCriticPolicy):
-    """SB3's policy with a `RateNetwork` as the actor; the critic is SB3's own."""
-
-    def __init__(self, *args: Any, network: RateNetwork, **kwargs: Any) -> None:
-        """Build the policy.
+    def numbers(self, features: np.ndarray, rate_weights: np.ndarray) -> np.ndarray:
+        """Observations of pictures.
 
         Args:
-            *args: As of `ActorCriticPolicy`.
-            network: The actor, which is trained in place.
-            **kwargs: As of `ActorCriticPolicy`.
+            features: `(N, 72)`.
+            rate_weights: `(N,)`.
+
+        Returns:
+            `(N, 73)` float32.
         """
-        self._network = network
-        super().__init__(*args, net_arch={"pi": [], "vf": [64, 64]}, **kwargs)
-
-    def _build(self, lr_schedule: Callable[[float], float]) -> None:
-        """Build SB3's layers, and put the network in the place of the last one of the actor."""
-        super()._build(lr_schedule)
-        self.action_net = _Actor(self._network)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        low, high = np.log(self._base.rate_weight_range)
+        normal = (features - self._mean) / self._deviation
+        weights = (np.log(rate_weights) - (low + high) / 2) / max((high - low) / 4, 1e-3)
+        # One number among 73, on which everything depends: it is made twice as large as the others.
+        return np.concatenate([normal.clip(-4, 4), 2 * weights[:, None]], axis=1, dtype=np.float32)
 
 
-def train_ppo(
-    env: RateControlVectorEnv, network: RateNetwork, total_timesteps: int, seed: int = 0, **options: Any
-) -> PPO:
-    """Train a network by Stable-Baselines3's PPO, which sees what it earned, and nothing else.
+def train_ppo(env: FeatureObservation, total_timesteps: int, seed: int = 0, **options: Any) -> PPO:
+    """Train Stable-Baselines3's PPO with its own multilayer perceptron; it sees what it earned, and nothing else.
 
     Args:
         env: The environment.
-        network: Where to begin, and what is changed.
         total_timesteps: Files that are chosen, all environments together.
         seed: Of everything.
         **options: Of PPO.
@@ -240,14 +219,27 @@ def train_ppo(
         The trained algorithm.
     """
     settings: dict[str, Any] = {
-        "n_steps": max(1, 2048 // env.num_envs), "batch_size": 512, "n_epochs": 5, "learning_rate": 3e-3, "gamma": 0.0,
+        "n_steps": max(1, 2048 // env.num_envs), "batch_size": 256, "n_epochs": 5, "learning_rate": 1e-3, "gamma": 0.0,
         "gae_lambda": 1.0, "ent_coef": 0.003, "device": "cpu", **options,
     }  # fmt: skip
-    model = PPO(
-        RateActorCriticPolicy, GymnasiumVecEnv(FeatureObservation(env)), seed=seed, policy_kwargs={"network": network},
-        **settings,
-    )  # fmt: skip
-    return model.learn(total_timesteps)
+    return PPO("MlpPolicy", GymnasiumVecEnv(env), seed=seed, **settings).learn(total_timesteps)
+
+
+@torch.no_grad()
+def ppo_choice(model: PPO, env: FeatureObservation, features: np.ndarray, rate_weights: np.ndarray) -> np.ndarray:
+    """The most probable setting of each picture.
+
+    Args:
+        model: From `train_ppo`.
+        env: What it was trained in.
+        features: Of the pictures, `(P, 72)`.
+        rate_weights: `(P,)`.
+
+    Returns:
+        Numbers of settings, `(P,)` int64.
+    """
+    actions, _ = model.predict(env.numbers(features, rate_weights), deterministic=True)
+    return np.asarray(actions, dtype=np.int64)
 
 
 def own_file_bytes(base: str, weights: Mapping[int, Weights]) -> FileBytes:

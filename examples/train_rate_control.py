@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import statistics
+import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,15 +24,17 @@ import torch
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agents.rate_policy import RateNetwork, RatePolicy
+from agents.rate_policy import RateNetwork, RatePolicy, picture_features
 from agents.rate_training import (
     Experience,
+    FeatureObservation,
     decoders_of,
     experience_all,
     fit_action_values,
     follow_expected_reward,
     make_env,
     own_file_bytes,
+    ppo_choice,
     pretrained_weights,
     train_ppo,
 )
@@ -45,8 +50,7 @@ RATES = (0.03, 0.05, 0.07, 0.10, 0.12, 0.15, 0.20, 0.30)
 AGENTS = {
     "values": "action values, fitted to what every action came to",
     "gradient": "from there, the exact gradient of the expected reward",
-    "ppo": "PPO from nothing, which sees only what it earned",
-    "values+ppo": "PPO from the action values on",
+    "ppo": "SB3's PPO, which sees only what its own choices earned",
 }
 
 
@@ -65,23 +69,25 @@ class Args:
     base_codec: str = "jpeg"
     """jpeg, webp or avif; the default settings are made for jpeg"""
     crop_size: int = 384
-    """side of the crops that training pictures are cut into; 0 for whole pictures"""
+    """side of the crops that training pictures are cut into, in pixels"""
     crops: int = 1
     """crops of each training picture"""
+    pictures: int = 0
+    """how many training pictures to take, from the first on; 0 for all"""
     every: int = 1
     """take only every n-th setting"""
     seeds: int = 3
-    """of PPO and its draws; the action values are fitted to as many draws of the training pictures, with replacement"""
+    """of each agent; all but PPO learn from as many draws of the training pictures, with replacement"""
     agents: tuple[str, ...] = tuple(AGENTS)
     """which agents to train"""
-    ppo_timesteps: int = 40_000
+    ppo_timesteps: int = 20_000
     """files that PPO chooses"""
     regularisation: float = 0.1
     """of the action values"""
     tables: Path | None = None
     """folder in which what was measured is kept, and found again"""
     out: Path | None = None
-    """folder to write rate-control.json and rate-control.md to"""
+    """folder to write rate-control.json and rate-control.md to; -stream and -networks are part of the names of others"""
     policy: Path | None = None
     """where to write the policy, NAME.safetensors: action values fitted to all training pictures"""
     quick: bool = False
@@ -89,6 +95,7 @@ class Args:
 
 
 args = tyro.cli(Args)
+command = shlex.join(["python", "examples/train_rate_control.py", *sys.argv[1:]])
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
 if unknown := set(args.agents) - set(AGENTS):
     raise SystemExit(f"unknown agents {sorted(unknown)}; known: {', '.join(AGENTS)}")
@@ -99,6 +106,14 @@ weights = (
     dict.fromkeys(scales, LANCZOS_WEIGHTS) if args.decoder == "lanczos" else pretrained_weights(args.base_codec, scales)
 )
 file_bytes = own_file_bytes(args.base_codec, weights) if args.file == "own" else stream_bytes
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """An agent that has learned: a policy, or else a function from features and weights of the rate to settings."""
+
+    policy: RatePolicy | None = None
+    choose: Callable[[np.ndarray, np.ndarray], np.ndarray] = field(default=lambda features, weights: features)
 
 
 def measured(images: ImageSet, name: str) -> RateSource:
@@ -121,41 +136,40 @@ def measured(images: ImageSet, name: str) -> RateSource:
     return source
 
 
-def trained(agent: str, seed: int, source: RateSource, experience: Experience) -> RateNetwork:
-    """A network that an agent has trained."""
+def trained(agent: str, seed: int, source: RateSource, experience: Experience) -> Choosing:
+    """What an agent has learned: from features and weights of the rate to settings."""
+    if agent == "ppo":
+        mean, deviation = experience.features.mean(dim=0).numpy(), experience.features.std(dim=0).numpy() + 1e-3
+        env = FeatureObservation(make_env(64, source=source), mean, deviation)
+        return Choosing(choose=partial(ppo_choice, train_ppo(env, timesteps, seed), env))
     network = RateNetwork(len(settings))
     n_pictures = len(experience.features)
     drawn = torch.randint(n_pictures, (n_pictures,), generator=torch.Generator().manual_seed(seed))
-    env = make_env(64, source=source)
-    if agent != "ppo":
-        fit_action_values(network, experience[drawn] if agent == "values" else experience, args.regularisation)
+    fit_action_values(network, experience[drawn], args.regularisation)
     if agent == "gradient":
-        follow_expected_reward(network, experience, env.rate_weight_range, seed=seed)
-    elif agent == "ppo":
-        # What it sees is normalised as for the others; that all settings are worth the same is where it begins.
-        fit_action_values(network, experience, args.regularisation)
-        torch.nn.init.zeros_(network.weight)
-        network.curve_mean.zero_()
-        network.curve_deviation.fill_(1.0)
-        train_ppo(env, network, timesteps, seed)
-    elif agent == "values+ppo":
-        train_ppo(env, network, timesteps, seed, learning_rate=3e-5)
-    return network
+        follow_expected_reward(network, experience[drawn], make_env(1, source=source).rate_weight_range, seed=seed)
+    return Choosing(policy=policy_of(network))
 
 
-def share_of(policy: RatePolicy, source: RateSource, rate: float) -> dict[str, Any]:
-    """What a policy comes to at the bytes of the best fixed setting, beside that setting and the oracle."""
+def share_of(agent: Choosing, source: RateSource, rate: float) -> dict[str, Any]:
+    """What an agent comes to at the bytes of the best fixed setting, beside that setting and the oracle."""
     table = source.table()
     room = rate_control_oracle(table, bits_per_pixel=rate)
     views = torch.from_numpy(np.stack([source.view(picture) for picture in range(len(source.uris))]))
-    expected = policy.predict(source.uris, source.images, views)
-    # Where to look for the weight of the rate is expected, too; from there on, real files say it.
-    try:
-        guess = spend(expected, room.fixed.n_bytes, partial(weighted_choice, expected)).rate_weight
-    except ValueError:
-        guess = 20.0
-    choice = spend(table, room.fixed.n_bytes, partial(weighted_choice, expected), guess, factor=1.1, n_steps=4)
-    choice = spend_rest(table, choice, room.fixed.n_bytes, expected, most_tries=len(source.uris))
+    if agent.policy is None:
+        features, sizes = picture_features(views).numpy(), table.n_pixels / table.n_pixels.mean()
+        choice = spend(
+            table, room.fixed.n_bytes, lambda weight: agent.choose(features, weight * sizes), factor=1.2, n_steps=6
+        )
+    else:
+        expected = agent.policy.predict(source.uris, source.images, views)
+        # Where to look for the weight of the rate is expected, too; from there on, real files say it.
+        try:
+            guess = spend(expected, room.fixed.n_bytes, partial(weighted_choice, expected)).rate_weight
+        except ValueError:
+            guess = 20.0
+        choice = spend(table, room.fixed.n_bytes, partial(weighted_choice, expected), guess, factor=1.1, n_steps=4)
+        choice = spend_rest(table, choice, room.fixed.n_bytes, expected, most_tries=len(source.uris))
     return {
         "rate": rate, "fixed_setting": list(room.setting), "bytes": room.fixed.n_bytes, "fixed": room.fixed.quality,
         "oracle": room.oracle.quality, "oracle_gain": room.gain, "oracle_encodes": room.oracle.n_encodes,
@@ -164,10 +178,8 @@ def share_of(policy: RatePolicy, source: RateSource, rate: float) -> dict[str, A
     }  # fmt: skip
 
 
-training_images = image_set(args.images)
-if args.crop_size:
-    training_images = CroppedImages(training_images, args.crop_size, args.crops)
-training = measured(training_images, f"train-{args.crop_size}x{args.crops}")
+crops = CroppedImages(image_set(args.images), args.crop_size, args.crops, n_images=args.pictures or None)
+training = measured(crops, f"train-{len(crops.uris())}x{args.crop_size}")
 held_out = {
     name.rpartition("/")[2].replace(":", "-"): measured(image_set(name), name.rpartition("/")[2].replace(":", "-"))
     for name in args.held_out
@@ -179,7 +191,7 @@ card = {
     "base_codec": args.base_codec, "metric": "psnr", "decoder": args.decoder, "file": args.file,
     "weights": {str(scale): found.name for scale, found in weights.items()}, "training_pictures": len(training.uris),
     "crop_size": args.crop_size, "regularisation": args.regularisation, "learned_by": AGENTS["values"],
-    "command": "examples/train_rate_control.py",
+    "command": command,
 }  # fmt: skip
 
 
@@ -192,13 +204,13 @@ results: dict[str, Any] = {name: {} for name in held_out}
 for agent in args.agents:
     for seed in range(args.seeds):
         start = time.perf_counter()
-        policy = policy_of(trained(agent, seed, training, experience))
+        learned = trained(agent, seed, training, experience)
         seconds = time.perf_counter() - start
         for name, source in held_out.items():
             rows = []
             for rate in RATES:
                 try:
-                    rows.append(share_of(policy, source, rate))
+                    rows.append(share_of(learned, source, rate))
                 except ValueError as error:  # no setting, or not this policy, keeps within so few bytes
                     rows.append({"rate": rate, "unmet": str(error)})
             results[name].setdefault(agent, []).append({"seed": seed, "seconds": seconds, "rows": rows})
@@ -258,8 +270,17 @@ if args.policy is not None:
     print(f"wrote {args.policy}")
 if args.out is not None:
     args.out.mkdir(parents=True, exist_ok=True)
-    options = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(args).items()}
+    name = "-".join(
+        ["rate-control", *["stream"] * (args.file == "stream"), *["networks"] * (args.decoder != "lanczos")]
+    )
     totals = {name: {agent: summary(runs) for agent, runs in agents.items()} for name, agents in results.items()}
-    content = json.dumps({"options": options, "agents": AGENTS, "totals": totals, "results": results}, indent=1) + "\n"
-    write_whole(args.out / "rate-control.json", lambda file: file.write(content.encode()))
-    write_whole(args.out / "rate-control.md", lambda file: file.write((text + "\n").encode()))
+    content = {
+        "command": command, "training_pictures": len(training.uris), "weights": card["weights"],
+        "settings": [list(setting) for setting in settings], "agents": {agent: AGENTS[agent] for agent in args.agents},
+        "totals": totals, "results": results,
+    }  # fmt: skip
+    as_json = json.dumps(content, indent=1) + "\n"
+    as_text = f"Made by `{command}`.\n\n{text}"
+    write_whole(args.out / f"{name}.json", lambda file: file.write(as_json.encode()))
+    write_whole(args.out / f"{name}.md", lambda file: file.write(as_text.encode()))
+    print(f"wrote {args.out / name}.json and .md")

@@ -15,7 +15,9 @@ class CroppedImages(ImageSet):
     A URI is the picture's own with `#` and the crop's number. A picture that is too small is taken as it is.
     """
 
-    def __init__(self, images: ImageSet, size: int, per_image: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, images: ImageSet, size: int, per_image: int = 1, seed: int = 0, n_images: int | None = None
+    ) -> None:
         """Choose the crops; no picture is opened yet.
 
         Args:
@@ -23,12 +25,14 @@ class CroppedImages(ImageSet):
             size: Side of a crop, in pixels.
             per_image: Crops of each picture.
             seed: Of their places.
+            n_images: How many pictures to take, from the first on; all where not given.
 
         Raises:
             ValueError: For a size or number below 1.
         """
-        if size < 1 or per_image < 1:
-            raise ValueError(f"size and per_image are 1 or more, got {size} and {per_image}")
+        if size < 1 or per_image < 1 or (n_images is not None and n_images < 1):
+            raise ValueError(f"size, per_image and n_images are 1 or more, got {size}, {per_image} and {n_images}")
+        self._n_images = n_images
         self._images, self.size, self.per_image, self.seed = images, size, per_image, seed
         self.name = f"{images.name}#{size}x{per_image}"
         self.version, self.licence = images.version, images.licence
@@ -36,7 +40,7 @@ class CroppedImages(ImageSet):
 
     def uris(self) -> list[str]:
         """Each picture's crops one after another."""
-        return [f"{uri}#{number}" for uri in self._images.uris() for number in range(self.per_image)]
+        return [f"{uri}#{number}" for uri in self._images.uris()[: self._n_images] for number in range(self.per_image)]
 
     def load(self, uri: str) -> np.ndarray:
         """Decodes a picture and cuts the crop out; see `ImageSet.load`."""

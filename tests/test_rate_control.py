@@ -81,10 +81,10 @@ def by_hand(image: np.ndarray, setting: tuple[int, int]) -> tuple[int, float]:
 def test_both_checkers_find_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(env_of(render_mode="rgb_array"))
+        made: Any = gymnasium.make(ENV_ID, images=Pictures(), settings=SETTINGS, render_mode="rgb_array")
+        check_env(made.unwrapped)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=UserWarning)
-        # SB3 warns that its own CNN needs 36 x 36 pixels or more; the observations have 64 x 64.
         sb3_check_env(env_of())
 
 
@@ -307,7 +307,7 @@ def test_decibels_of_ms_ssim() -> None:
 
 def test_metric_that_fails_names_picture_and_setting() -> None:
     broken = Metric("broken", lambda sr, hr: sr.flatten(1).mean(1) * float("nan"))
-    with pytest.raises(ValueError, match="NaN.*b at scale 2, quality 80"):
+    with pytest.raises(ValueError, match=r"NaN.*b at scale 2, quality 80"):
         source(metric=broken).measure(1, 2)
     perfect = Metric("perfect", lambda sr, hr: sr.flatten(1).mean(1) + float("inf"))
     assert source(metric=perfect).measure(0, 0)[1] == 100.0
@@ -378,6 +378,7 @@ def test_crops_are_parts_of_their_pictures_and_do_not_change() -> None:
         assert (windows == crop).all(axis=(2, 3, 4)).any()
         assert np.array_equal(crop, CroppedImages(Pictures(), 20, 3).load(uri))
     assert not np.array_equal(crops.load("a#0"), crops.load("a#1"))
+    assert CroppedImages(Pictures(), 20, n_images=2).uris() == ["a#0", "b#0"]
     assert CroppedImages(Pictures(), 999).load("a#0").shape == PICTURES.images[0].shape
     for uri in ("a", "a#3", "#0", "a#x"):
         with pytest.raises(ValueError, match="is not in the image set"):
