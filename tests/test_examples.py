@@ -58,8 +58,8 @@ def test_random_agent_prints_steps_and_saves_a_frame(folder: str, tmp_path: Path
 def test_train_rl_srgan_trains_and_saves(algorithm: str, folder: str, tmp_path: Path) -> None:
     save = tmp_path / "model.zip"
     printed = run(
-        "train_rl_srgan.py", "--algorithm", algorithm, "--images", folder, "--held-out", folder,
-        "--content-loss", "none", "--n-envs", 2, "--n-steps", 2, "--pretrain-updates", 2, "--total-timesteps", 8,
+        "train_rl_srgan.py", "--quick", "--algorithm", algorithm, "--images", folder, "--held-out", folder,
+        "--n-envs", 2, "--n-steps", 2, "--pretrain-updates", 2, "--total-timesteps", 8,
         "--batch-size", 2, "--save", save,
     )  # fmt: skip
     assert re.search(r"^pretrained: \d+\.\d{3} dB on held-out pictures$", printed, flags=re.MULTILINE)
@@ -67,9 +67,15 @@ def test_train_rl_srgan_trains_and_saves(algorithm: str, folder: str, tmp_path: 
     assert save.stat().st_size > 0 and save.with_suffix(".pt").stat().st_size > 0
 
 
-def test_reinforce_measures_before_and_after(folder: str) -> None:
+def test_random_agent_plays_one_episode_when_quick(folder: str) -> None:
+    assert len(run("random_agent.py", "--images", folder, "--quick").splitlines()) == 6
+
+
+def test_reinforce_measures_before_and_after(folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
     printed = run(
-        "reinforce.py", "--quick", "--images", folder, "--n-patches", 2, "--n-attempts", 2, "--n-updates", 10,
+        "reinforce.py", "--quick", "--lr-patch-size", 24, "--grid-size", 2, "--out", out,
+        "--images", folder, "--n-patches", 2, "--n-attempts", 2, "--n-updates", 10,
         "--n-held-out", 4, "--n-oracle-iterations", 5,
     )  # fmt: skip
     assert re.match(r"update 10: exploring gains [+-]\d\.\d{4} ssim\n", printed)
@@ -77,6 +83,8 @@ def test_reinforce_measures_before_and_after(folder: str) -> None:
     assert list(table) == ["before training", "after training", "best constant"]
     assert table["before training"] == 0.0 != table["after training"]
     assert table["best constant"] > 0.0
+    result = json.loads(out.read_text())
+    assert result["timesteps"] == 10 * 3 * 4 and round(result["gain"], 4) == table["after training"]
 
 
 @pytest.mark.slow
