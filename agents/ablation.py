@@ -203,8 +203,8 @@ class Ablation:
         Raises:
             Interrupted: After Ctrl-C.
         """
-        (self.out / "cells").mkdir(parents=True, exist_ok=True)
-        (self.out / "start").mkdir(exist_ok=True)
+        for folder in ("start", "cells", "weights"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
         if not self.resumed:
             write_json(self.out / RUN, {"command": self.command, "pictures": self.versions})
             write_whole(self.out / CONFIG, lambda file: file.write(self.options.to_json().encode()))
@@ -221,8 +221,15 @@ class Ablation:
         for seed in range(self.options.seeds):
             keys.append((CONTROL, "", seed))
             for method in self.options.methods:
-                keys += [(method, j.name, seed) for j in self.judges if method != "gradient" or j.differentiable]
+                keys += [(method, j.name, seed) for j in self.judges if self._is_run(method, j)]
         return keys
+
+    def _is_run(self, method: str, judge: Metric) -> bool:
+        """Whether a method is there for a reward."""
+        if method == "gradient":
+            return judge.differentiable
+        chosen = self.options.evolution_metrics
+        return method != "evolution" or not chosen or judge.name in chosen
 
     def _with_progress(self, keys: Sequence[tuple[str, str, int]]) -> Any:
         """The keys, under a progress bar."""
@@ -300,7 +307,7 @@ class Ablation:
         values = self.measure(generator)
         cell = Cell(method, reward, seed, round(seconds, 1), values)
         if seed == 0:
-            save_generator(self.out / "cells" / f"{name}.safetensors", generator, {"name": name})
+            save_generator(self.out / "weights" / f"{name}.safetensors", generator, {"name": name})
         write_json(path, vars(cell))
         self.console.print(self._summary(name, cell), highlight=False)
         return cell
@@ -414,10 +421,11 @@ class Ablation:
 
     def _write_crops(self) -> None:
         """A page with the centre of one crop: the original, the control, and every other cell of seed 0."""
-        crop = max(self.crops, key=lambda crop: float(to_float(crop.hr_image).std()))
+        crops = self.crops if self.options.crops_of == "held_out" else self._crops(image_set("sample:held-out"))
+        crop = max(crops, key=lambda crop: float(to_float(crop.hr_image).std()))
         panels = {"original": to_float(crop.hr_image)}
         for method, reward, _ in (key for key in self.keys() if key[2] == 0):
-            generator = load_generator(self.out / "cells" / f"{_name(method, reward, 0)}.safetensors").to(self.device)
+            generator = load_generator(self.out / "weights" / f"{_name(method, reward, 0)}.safetensors").to(self.device)
             generator.set_compute_dtype(self.compute_dtype)
             with torch.no_grad():
                 sr_image = generator(to_float(crop.lr_image.to(self.device)))
