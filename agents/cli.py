@@ -19,6 +19,7 @@ import tyro
 
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.envs_options import EnvsOptions
+from agents.evaluate_options import EvaluateOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
 
@@ -58,6 +59,7 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
     "ablate": Command(AblateOptions, "agents.ablation:Ablation", QUICK_ABLATION),
+    "evaluate": Command(EvaluateOptions, "agents.evaluate:Evaluation"),
     "envs": Command(EnvsOptions, "agents.envs:EnvsListing"),
 }
 
