@@ -187,7 +187,7 @@ def write_plot(path: Path, curves: Sequence[Curve], results: Mapping[str, Any]) 
         curves: With the envelopes; the leading ones are drawn.
         results: From `collect`.
     """
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    figure = Figure(figsize=(12, 6), layout="constrained")
     rates = [float(rate) for rate in results["rates"]]
     panels = [name for name in ("psnr", "ms_ssim") if any(p[name] is not None for c in curves for p in c.points)]
     all_axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
@@ -197,7 +197,7 @@ def write_plot(path: Path, curves: Sequence[Curve], results: Mapping[str, Any]) 
         _label(axes, metric, rates)
     handles, labels = all_axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 

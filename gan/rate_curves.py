@@ -244,11 +244,18 @@ def _gain(point: Point, measured: Sequence[Measured], records: Sequence[PictureR
 
 
 def _covering(points: Sequence[Point], low: float, high: float) -> tuple[Point, ...]:
-    """The points from low rates to high ones, with one beyond each end where there is one."""
-    ordered = sorted(points, key=lambda point: point["bits_per_pixel"])
-    rates = [point["bits_per_pixel"] for point in ordered]
+    """The points from low rates to high ones, with one beyond each end where there is one.
+
+    A setting that is no better than a cheaper one is left out: JPEG's coarsest tables have such, and nobody would use
+    them.
+    """
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: point["bits_per_pixel"]):
+        if not kept or None in (point["psnr"], kept[-1]["psnr"]) or point["psnr"] > kept[-1]["psnr"]:
+            kept.append(point)
+    rates = [point["bits_per_pixel"] for point in kept]
     first = max(bisect_right(rates, low) - 1, 0)
-    return tuple(ordered[first : bisect_left(rates, high) + 1])
+    return tuple(kept[first : bisect_left(rates, high) + 1])
 
 
 def _curve_name(series: FileSeries, restorer: Restorer, container: str) -> str:
