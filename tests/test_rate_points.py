@@ -137,7 +137,7 @@ def test_missing_codec_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     check_codec("avif")
     monkeypatch.setattr(features, "check", lambda feature: feature != "jpg_2000")
     check_codec("avif")
-    with pytest.raises(ValueError, match="no jpeg2000; install .* name the others \\(jpeg, webp, avif\\)"):
+    with pytest.raises(ValueError, match=r"no jpeg2000; install .* name the others \(jpeg, webp, avif\)"):
         check_codec("jpeg2000")
     with pytest.raises(ValueError, match="unknown codec 'bpg'; known: jpeg, webp, avif, jpeg2000"):
         check_codec("bpg")
