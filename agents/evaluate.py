@@ -157,9 +157,11 @@ class Evaluation:
 
     def _about(self, records: Sequence[PictureRecord]) -> dict[str, object]:
         """What the results are of."""
+        kind, _, path = self.images.name.partition(":")
+        name = Path(path).resolve().name if kind == "folder" else self.images.name
         return {
             "command": self.command,
-            "data": {"name": self.images.name.rpartition("/")[2] or self.images.name, "version": self.images.version},
+            "data": {"name": name, "version": self.images.version},
             "pictures": [record_as_json(record) for record in records],
             "skipped": [vars(one) for one in self.skipped],
             "no_weights_for": self.missing,
