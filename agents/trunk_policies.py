@@ -37,7 +37,7 @@ class SharedTrunk:
         }
         if isinstance(self, ActorCriticPolicy):
             kwargs["ortho_init"] = False  # SB3's would overwrite the encoder's weights
-        super().__init__(*args, **kwargs)  # type: ignore[call-arg]  # the policy's, of whatever class
+        super().__init__(*args, **kwargs)  # the policy's, of whatever class
         self.decoder = Decoder(self.generator_config)
         # In a tuple, because a module attribute would enter the state dict a second time.
         self._generator = (Generator(self.generator_config, self.trunk, self.decoder).eval(),)
@@ -45,7 +45,7 @@ class SharedTrunk:
     @property
     def trunk(self) -> Encoder:
         """The encoder that policy and generator share."""
-        acting = next((getattr(self, name) for name in ("q_net", "actor") if hasattr(self, name)), self)
+        acting: Any = next((getattr(self, name) for name in ("q_net", "actor") if hasattr(self, name)), self)
         return acting.features_extractor.trunk
 
     @property

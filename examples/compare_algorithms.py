@@ -71,7 +71,7 @@ class Args:
     """training pictures: sample:train or folder:PATH"""
     held_out: str = "sample:held-out"
     """pictures that the policies are judged on"""
-    total_timesteps: int = 9_216
+    total_timesteps: int = 24_576
     """environment steps of each run"""
     n_envs: int = 32
     """environments in a batch"""
@@ -160,11 +160,7 @@ def make_env_for(name: str, images: str, n_envs: int) -> Any:
 
 
 def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
-    """An algorithm with settings for short episodes and few steps; whatever is not named is the library's default.
-
-    A discount of 0: each step is paid for what it gains, and a later one can take back whatever it did, so that nothing
-    is lost by taking the gain at hand, and no estimate rests on another.
-    """
+    """An algorithm with settings for short episodes and few steps; whatever is not named is the library's default."""
     library = stable_baselines3 if hasattr(stable_baselines3, name) else sb3_contrib
     algorithm: Callable[..., BaseAlgorithm] = getattr(library, name)
     network = {
@@ -174,11 +170,11 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
     }
     quiet = {**network, "log_std_init": -0.5}  # a deviation of 0.3 in the strengths, which lie between -1 and 2
     n_steps = 12  # four episodes
-    ppo = {"policy_kwargs": quiet, "gamma": 0.0, "n_steps": n_steps, "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}
+    ppo = {"policy_kwargs": quiet, "gamma": 0.9, "n_steps": n_steps, "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}
     off_policy = {
-        "policy_kwargs": network, "gamma": 0.0, "learning_rate": LinearSchedule(1e-3, 0.0, 1.0),
+        "policy_kwargs": network, "gamma": 0.9, "learning_rate": 1e-3,
         "buffer_size": args.total_timesteps, "learning_starts": n_steps * args.n_envs, "train_freq": 1,
-        "gradient_steps": 3, "batch_size": 64,
+        "gradient_steps": 4, "batch_size": 128,
     }  # fmt: skip
     if args.quick:
         off_policy["learning_starts"] = args.n_envs
