@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
@@ -162,7 +163,7 @@ class Ablation:
             else:
                 pixels = [self.codec.decode(self.codec.encode(one.images[0])), one.images[0]]
                 lr_image, hr_image = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in pixels)
-            crops.append(HeldOutCrop(f"{held_out.name}/{uri}", lr_image, hr_image))
+            crops.append(HeldOutCrop(uri, lr_image, hr_image))
         return crops
 
     @property
@@ -292,7 +293,8 @@ class Ablation:
         """The same, going on from the start: generator, discriminator and moving average are the start's."""
         update = self._update_of(generator, seed)
         own = {"sampler": update.sampler.state_dict(), "n_updates": 0}
-        update.load_state_dict(self.start_state | own)
+        # A copy: an optimiser takes the tensors of a state dict as its own, and would train on in the start's.
+        update.load_state_dict(copy.deepcopy(self.start_state) | own)
         return update
 
     def _cell(self, method: str, reward: str, seed: int) -> Cell:

@@ -103,8 +103,9 @@ def options_of(args: Args) -> AblateOptions:
     given = {
         name: getattr(args, name)
         for name in (
-            "start", "metrics", "seeds", "data", "eval_data", "vgg_weights", "scale", "quality", "updates", "batch_size",
-            "content_patches", "n_patches", "sigma", "policy_coef", "gradient_norm", "learning_rate", "precision",
+            "start", "metrics", "seeds", "data", "eval_data", "vgg_weights", "scale", "quality", "updates",
+            "batch_size", "content_patches", "n_patches", "sigma", "policy_coef", "gradient_norm",
+            "learning_rate", "precision",
         )
     }  # fmt: skip
     if args.quick:
