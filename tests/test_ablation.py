@@ -132,7 +132,7 @@ def test_same_options_give_the_same_values(finished: Path, data: Path, tmp_path:
 def test_a_measured_value_is_that_of_the_rounded_picture(data: Path, tmp_path: Path) -> None:
     run = prepare(tiny(data, tmp_path / "out"))
     torch.manual_seed(0)
-    generator = run._new_generator()  # an untrained one is Lanczos
+    generator = run.new_generator()  # an untrained one is Lanczos
     crop = run.crops[0]
     with torch.no_grad():
         sr_image = generator(crop.lr_image.float() / 255)
