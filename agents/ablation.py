@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
@@ -162,7 +163,7 @@ class Ablation:
             else:
                 pixels = [self.codec.decode(self.codec.encode(one.images[0])), one.images[0]]
                 lr_image, hr_image = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in pixels)
-            crops.append(HeldOutCrop(f"{held_out.name}/{uri}", lr_image, hr_image))
+            crops.append(HeldOutCrop(uri, lr_image, hr_image))
         return crops
 
     @property
@@ -251,11 +252,11 @@ class Ablation:
             if not pretrained.is_file():
                 torch.manual_seed(START_SEED)
                 sampler = PatchSampler(source, self.options.batch_size, START_SEED)
-                pretraining = Pretraining(self._new_generator(), sampler, self.options.pretrain_updates)
+                pretraining = Pretraining(self.new_generator(), sampler, self.options.pretrain_updates)
                 self._run_start("pretraining", pretraining)
                 card = {"name": "pretrained", "command": self.command, "updates": pretraining.n_updates}
                 save_generator(pretrained, pretraining.averaged_generator(), card)
-            generator = self._new_generator()
+            generator = self.new_generator()
             generator.load_state_dict(load_generator(pretrained).state_dict())
             training = SRGANTraining(self._update_of(generator, START_SEED), self.options.srgan_updates)
             self._run_start("srgan", training)
@@ -272,7 +273,7 @@ class Ablation:
             if training.n_done % max(1, training.n_updates // 10) == 0:
                 self.console.print(f"start: {name} {training.n_done}/{training.n_updates}", highlight=False)
 
-    def _new_generator(self) -> Generator:
+    def new_generator(self) -> Generator:
         """A generator with fresh weights."""
         return Generator(self.generator_config).to(self.device).set_compute_dtype(self.compute_dtype)
 
@@ -288,11 +289,12 @@ class Ablation:
         sampler = PatchSampler(self.sources[options.hr_patch_size], options.batch_size, seed)
         return AdversarialUpdate(generator, sampler, self.content.loss, config, seed)
 
-    def _from_start(self, generator: Generator, seed: int) -> AdversarialUpdate:
+    def from_start(self, generator: Generator, seed: int) -> AdversarialUpdate:
         """The same, going on from the start: generator, discriminator and moving average are the start's."""
         update = self._update_of(generator, seed)
         own = {"sampler": update.sampler.state_dict(), "n_updates": 0}
-        update.load_state_dict(self.start_state | own)
+        # A copy: an optimiser takes the tensors of a state dict as its own, and would train on in the start's.
+        update.load_state_dict(copy.deepcopy(self.start_state) | own)
         return update
 
     def _cell(self, method: str, reward: str, seed: int) -> Cell:
@@ -331,8 +333,8 @@ class Ablation:
         if method == "rl":
             return self.train_rl(metric(reward), seed)
         torch.manual_seed(seed)
-        generator = self._new_generator()
-        update = self._from_start(generator, seed)
+        generator = self.new_generator()
+        update = self.from_start(generator, seed)
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.options.learning_rate)
         update.attach(optimizer)
         objective = self._objective(method, reward, seed)
@@ -397,7 +399,7 @@ class Ablation:
         """
         torch.manual_seed(seed)
         model = self.make_grpo(judge, seed)
-        callback = AdversarialLossCallback(lambda generator: self._from_start(generator, seed))
+        callback = AdversarialLossCallback(lambda generator: self.from_start(generator, seed))
         n_judged = self.options.updates * self.options.group_size * self._n_patches(judge)
         model.learn(n_judged, callback=CallbackList([callback, _StopOnRequest(self.interruption)]))
         if self.interruption.requested:

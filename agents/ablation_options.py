@@ -59,7 +59,7 @@ class AblateOptions:
     """As of rlsr reproduce."""
     pretrain_updates: int = 1500
     """Updates of the generator alone (mean absolute error), before SRGAN."""
-    srgan_updates: int = 150
+    srgan_updates: int = 400
     """Updates of SRGAN that make the common start."""
     start: Path | None = None
     """Folder of another run of rlsr ablate, whose start to take; the two options above do not count then."""
@@ -77,7 +77,7 @@ class AblateOptions:
     """Patches in each update that are judged by the metric."""
     group_size: int = 16
     """Pictures of each patch that RL has judged; evolution strategies: perturbed networks."""
-    sigma: float = 0.02
+    sigma: float = 0.01
     """Standard deviation of RL's noise, of a picture in [0, 1]."""
     final_sigma: float | None = None
     """What sigma falls to, linearly; constant where not given."""
@@ -95,7 +95,7 @@ class AblateOptions:
     """Norm of the metric's own gradient beside SRGAN's, and the bound on RL's."""
     evolution_norm: float = 0.5
     """Norm of evolution strategies' estimate beside SRGAN's gradient; most of it is noise."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Adam's."""
     mse_weight: float = 1.0
     """Weight of the mean squared error among SRGAN's losses."""

@@ -191,8 +191,6 @@ def test_page_shows_every_picture(n_panels: int, tmp_path: Path) -> None:
     panels = {f"panel {i}": torch.full((1, 3, 40, 48), i / 10) for i in range(n_panels)}
     write_page(tmp_path / "page.png", panels)
     with Image.open(tmp_path / "page.png") as image:
-        page = np.asarray(image.convert("RGB"))
-    shown = {
-        round(10 * level / 255) for level in np.unique(page[page.std(-1) == 0][:, 0]) if (page == level).sum() > 9000
-    }
-    assert shown >= set(range(n_panels))
+        grey = np.asarray(image.convert("L"))
+    areas = [(abs(grey.astype(int) - round(25.5 * i)) <= 1).sum() for i in range(n_panels)]
+    assert min(areas) > 9000

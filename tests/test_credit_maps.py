@@ -22,7 +22,7 @@ CASES = [
     pytest.param(dtw_map, dtw, 48, 1e-6, 0.999, id="dtw"),
     pytest.param(edge_f1_map, edge_f1, 48, 1e-6, 0.999, id="edge_f1"),
     pytest.param(haarpsi_map, whole_haarpsi, 48, 1e-5, 0.999, id="haarpsi"),
-    pytest.param(jpeg_bytes_map, jpeg_bytes, 96, 600, 0.8, id="jpeg_bytes"),
+    pytest.param(jpeg_bytes_map, jpeg_bytes, 96, 600, 0.7, id="jpeg_bytes"),
     pytest.param(ms_ssim_map, METRICS["ms_ssim"], 168, 1e-3, 0.8, id="ms_ssim"),
 ]
 
@@ -72,7 +72,7 @@ def test_credit_goes_to_the_block_that_was_spoilt(of_blocks):
     spoilt = hr_image.clone()
     spoilt[:, :, 16:24, 24:32] = 0.5
     better, worse = of_blocks(torch.cat([hr_image, spoilt]), hr_image)
-    loss = better - worse
+    loss = worse - better if of_blocks is dtw_map else better - worse
     assert divmod(int(loss.argmax()), size // 8) == (2, 3)
     # The finest windows reach half a block beyond it, so its neighbours share the loss.
     assert loss[1:4, 2:5].sum() > (0.3 if of_blocks is ms_ssim_map else 0.9) * loss.sum() > 0
