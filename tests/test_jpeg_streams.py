@@ -41,7 +41,7 @@ def saved(image: np.ndarray, **options: Any) -> bytes:
     return file.getvalue()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     height=st.integers(1, 70), width=st.integers(1, 70), quality=st.integers(1, 100), seed=st.integers(0, 9999),
     roughness=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
@@ -57,7 +57,7 @@ def test_files_of_the_codec_are_rebuilt_to_the_byte(
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1200, deadline=None)
 @given(
     height=st.integers(1, 200), width=st.integers(1, 200), quality=st.integers(1, 100), seed=st.integers(0, 10**6),
     roughness=st.floats(0, 1),
@@ -130,7 +130,7 @@ def test_every_cut_is_one_error() -> None:
             parse_jpeg(stream[:length])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_one_changed_byte_is_read_or_refused(position: int, value: int) -> None:
     stream = bytearray(saved(picture(24, 40, 2, 0.3)))
