@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.utils.hooks import RemovableHandle
 
 from agents.policies import trunk_parameters
@@ -19,24 +20,40 @@ from rlsr_env.files import write_whole
 from rlsr_env.tasks import SuperResolution
 
 Schedule = Literal["update", "step"]
+# By the name of the class, so that sb3-contrib need not be installed.
+WITHOUT_STEP = {
+    "TRPO": "moves the trunk by a line search without an optimiser step, so SRGAN gradients would miss it or break its "
+    "trust region",
+    "ARS": "tries random changes of its weights and takes no gradient, so there is no update to add SRGAN's to",
+}
 
 
 def _optimizer_of_trunk(model: Any) -> th.optim.Optimizer:
     """The optimiser that steps the shared trunk."""
     trunk = {id(parameter) for parameter in trunk_parameters(model.policy)}
-    optimizer = getattr(model.policy, "optimizer", None)
-    held = (
-        {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if isinstance(optimizer, th.optim.Optimizer)
-        else set()
+    # Off-policy algorithms have an optimiser for the actor, DQN and the on-policy ones a single one.
+    for owner in (model.policy, getattr(model.policy, "actor", None)):
+        optimizer = getattr(owner, "optimizer", None)
+        if isinstance(optimizer, th.optim.Optimizer):
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if trunk <= held:
+                return optimizer
+    raise ValueError(
+        f"{type(model).__name__}'s policy has no optimiser that holds its trunk, so there is no step to add the SRGAN "
+        "losses to; take A2C or PPO with TrunkActorCriticPolicy, or another algorithm with with_trunk(its policy)"
     )
-    if not trunk <= held:
+
+
+def _check_algorithm(model: Any, schedule: Schedule) -> None:
+    """Refuse algorithms that leave no step of the trunk to add gradients to."""
+    for ancestor in type(model).__mro__:
+        if ancestor.__name__ in WITHOUT_STEP:
+            raise ValueError(f"{ancestor.__name__} {WITHOUT_STEP[ancestor.__name__]}; take A2C or PPO")
+    if schedule == "step" and isinstance(model, OffPolicyAlgorithm):
         raise ValueError(
-            f"{type(model).__name__}'s policy has no optimiser that holds its trunk, so there is no step to add the "
-            "SRGAN losses to; take A2C or PPO with TrunkActorCriticPolicy"
+            f'schedule "step" counts the steps of a rollout, which {type(model).__name__} does not have: it learns '
+            'from a replay buffer; take schedule "update"'
         )
-    assert isinstance(optimizer, th.optim.Optimizer)
-    return optimizer
 
 
 class AdversarialLossCallback(BaseCallback):
@@ -52,7 +69,12 @@ class AdversarialLossCallback(BaseCallback):
     Schedules:
         `"update"`: one SRGAN update within each of the algorithm's updates.
         `"step"`: the paper's (Savioli 2019, sec. 2.2.3): an SRGAN update at every environment step, and at every T-th,
-        where the rollout is complete, one update for both losses. With A2C that makes T SRGAN updates a rollout.
+        where the rollout is complete, one update for both losses. With A2C that makes T SRGAN updates a rollout. For
+        on-policy algorithms only.
+
+    Serves every algorithm whose optimiser holds the trunk: A2C and PPO with `TrunkActorCriticPolicy`, RecurrentPPO, DQN
+    and those with an actor (SAC, TQC, TD3, DDPG, CrossQ) with `agents.trunk_policies.with_trunk`; where the actor's
+    update is delayed, so is SRGAN's. TRPO and ARS move the trunk without such a step and are refused.
 
     To save and go on later: `model.save(a)` and `callback.save(b)`; then `model = A2C.load(a, env=...)`,
     `env.generator = model.policy.generator`, `callback.load(b)`, `model.learn(..., callback=callback,
@@ -111,11 +133,7 @@ class AdversarialLossCallback(BaseCallback):
     def _init_callback(self) -> None:
         """Build the update for the policy's generator; hooks that an interrupted `learn` left behind go first."""
         self._remove_hooks()
-        if type(self.model).__name__ == "TRPO":
-            raise ValueError(
-                "TRPO moves the trunk by a line search without an optimiser step, so SRGAN gradients would miss it or "
-                "break its trust region; take A2C or PPO"
-            )
+        _check_algorithm(self.model, self.schedule)
         self._optimizer = _optimizer_of_trunk(self.model)
         generator = self.model.policy.generator
         assert isinstance(generator, Generator)

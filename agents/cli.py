@@ -20,6 +20,7 @@ import tyro
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.codec_options import CompressOptions, DecompressOptions, InfoOptions, WeightsOptions
 from agents.envs_options import EnvsOptions
+from agents.evaluate_options import EvaluateOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
 from agents.train_options import PRESETS, QUICK_TRAIN, TrainOptions
@@ -71,6 +72,7 @@ COMMANDS: dict[str, Command] = {
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
     "ablate": Command(AblateOptions, "agents.ablation:Ablation", QUICK_ABLATION),
     "train": Command(TrainOptions, "agents.training_run:TrainingRun", QUICK_TRAIN, PRESETS),
+    "evaluate": Command(EvaluateOptions, "agents.evaluate:Evaluation"),
     "envs": Command(EnvsOptions, "agents.envs:EnvsListing"),
 }
 

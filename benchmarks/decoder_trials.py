@@ -30,6 +30,8 @@ MIXED = (10, 14, 19, 25, 33, 45)
 # Name to architecture (at scale 2) and the qualities that it is trained on.
 TRIALS: dict[str, tuple[GeneratorConfig, tuple[int, ...]]] = {
     "fast": (FAST, MIXED),
+    # Trained at the one quality that it is measured at: as much as being told the quality could gain.
+    "fast-one-quality": (FAST, (20,)),
     "wide": (WIDE, MIXED),
     "wide-one-quality": (WIDE, (20,)),
     "wide-head-9": (replace(WIDE, head_kernel=9), MIXED),

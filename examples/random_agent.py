@@ -20,6 +20,8 @@ class Args:
     """the image set: sample, sample:train, sample:held-out or folder:PATH"""
     n_steps: int = 10
     """how many steps to take"""
+    quick: bool = False
+    """at most one episode of five steps"""
     seed: int = 0
     """seed of the environment and of the actions"""
     frame: Path | None = None
@@ -31,7 +33,7 @@ env = gymnasium.make("rlsr/PSNRPrediction-v0", images=args.images, reward="impro
 env.action_space.seed(args.seed)
 obs, info = env.reset(seed=args.seed)
 print(f"observation {obs.shape} {obs.dtype}, PSNR of the generator (Lanczos here) {info['psnr']:.2f} dB")
-for _ in range(args.n_steps):
+for _ in range(min(args.n_steps, 5) if args.quick else args.n_steps):
     obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
     print(f"predicted {info['predicted_psnr']:5.2f} dB, reached {info['psnr']:5.2f} dB, reward {reward:+.3f}")
     if terminated or truncated:

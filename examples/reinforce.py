@@ -6,7 +6,10 @@ the baseline of each. No critic is needed.
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gymnasium
 import torch
@@ -17,6 +20,8 @@ from torch.distributions import Normal
 import rlsr_env  # noqa: F401  (registers the environments)
 from rlsr_env.oracle import best_strengths, value_of
 
+HELD_OUT_SEED = 10_000  # whatever the seed of the training, the patches to measure on are the same
+
 
 @dataclass(frozen=True)
 class Args:
@@ -24,6 +29,12 @@ class Args:
 
     images: str = "sample:train"
     """training pictures: sample:train or folder:PATH"""
+    held_out: str = "sample:held-out"
+    """pictures to measure the gain on"""
+    lr_patch_size: int = 40
+    """side of the LR patches"""
+    grid_size: int = 4
+    """cells along each side"""
     n_patches: int = 8
     """different patches in each update"""
     n_attempts: int = 8
@@ -44,6 +55,8 @@ class Args:
     """seed of everything"""
     device: str = "cpu"
     """cpu or cuda"""
+    out: Path | None = None
+    """where to write the gain after training, the environment steps and the CPU time (.json)"""
 
 
 args = tyro.cli(Args)
@@ -57,10 +70,9 @@ if args.quick:
 torch.manual_seed(args.seed)
 
 n_envs = args.n_patches * args.n_attempts
-env = gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=n_envs, images=args.images, device=args.device)
-held_out = gymnasium.make_vec(
-    "rlsr/DetailControl-v0", num_envs=args.n_held_out, images="sample:held-out", device=args.device
-)
+settings = {"lr_patch_size": args.lr_patch_size, "grid_size": args.grid_size, "device": args.device}
+env = gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=n_envs, images=args.images, **settings)
+held_out = gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=args.n_held_out, images=args.held_out, **settings)
 n_channels, n_bands, grid_size = env.single_observation_space.shape[0], env.task.n_bands, env.task.grid_size
 
 
@@ -93,7 +105,7 @@ schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=ar
 @torch.no_grad()
 def held_out_gain() -> float:
     """What the policy's mean actions gain over doing nothing, always on the same patches, in the metric's unit."""
-    obs, _ = held_out.reset_tensors(seed=args.seed)
+    obs, _ = held_out.reset_tensors(seed=HELD_OUT_SEED)
     gain = torch.zeros(args.n_held_out, dtype=torch.float64, device=args.device)
     for _ in range(held_out.episode_length):
         obs, rewards, _, _, _ = held_out.step_tensors(policy(obs).mean)
@@ -102,6 +114,7 @@ def held_out_gain() -> float:
 
 
 before = held_out_gain()
+started = time.process_time()
 seeds = [args.seed + number // args.n_attempts for number in range(n_envs)]  # equal seeds stay together for good
 obs = torch.from_numpy(env.reset(seed=seeds)[0]).to(args.device)
 for update in range(1, args.n_updates + 1):
@@ -125,8 +138,9 @@ for update in range(1, args.n_updates + 1):
         print(f"update {update}: exploring gains {returns[0].mean().item():+.4f} {env.metric.name}")
 
 # What there was to gain on the held-out patches, which the same seed brings back.
+seconds = time.process_time() - started
 after = held_out_gain()
-held_out.reset_tensors(seed=args.seed)
+held_out.reset_tensors(seed=HELD_OUT_SEED)
 start = value_of(held_out, torch.zeros(1, n_bands, grid_size, grid_size, device=args.device))
 
 
@@ -140,3 +154,10 @@ oracle = best_gain(shared=False)
 print(f"gain over doing nothing on {args.n_held_out} held-out patches, in {env.metric.name}:")
 for name, gain in {"before training": before, "after training": after, "best constant": best_gain(shared=True)}.items():
     print(f"{name:16}{gain:+.4f}  {gain / oracle:4.0%} of the oracle's {oracle:+.4f}")
+if args.out is not None:
+    result = {
+        "gain": after,
+        "timesteps": args.n_updates * env.episode_length * n_envs,
+        "cpu_seconds": round(seconds, 1),
+    }
+    args.out.write_text(json.dumps(result, indent=2) + "\n")

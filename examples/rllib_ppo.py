@@ -5,7 +5,10 @@ Needs `uv sync --extra rllib`.
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -23,6 +26,7 @@ from rlsr_env.oracle import best_strengths, value_of
 from rlsr_env.rewards import Improvement
 
 ENV_ID = "rlsr_env:rlsr/DetailControl-v0"  # Gymnasium imports what stands before the colon, in any process
+HELD_OUT_SEED = 10_000  # whatever the seed of the training, the patches to measure on are the same
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class Args:
 
     images: str = "sample:train"
     """training pictures: sample:train or folder:PATH"""
+    held_out: str = "sample:held-out"
+    """pictures to measure the gain on"""
+    lr_patch_size: int = 40
+    """side of the LR patches"""
+    grid_size: int = 4
+    """cells along each side"""
     n_envs: int = 8
     """environments, one patch each"""
     n_iterations: int = 60
@@ -51,6 +61,8 @@ class Args:
     """at most 12 iterations, and a shorter search on fewer patches: less than two minutes on one core"""
     seed: int = 0
     """seed of everything"""
+    out: Path | None = None
+    """where to write the gain after training, the environment steps and the CPU time (.json)"""
 
 
 def convolutions(n_channels: int, n_features: int, grid_size: int) -> nn.Sequential:
@@ -96,12 +108,13 @@ if args.quick:
         n_oracle_iterations=min(args.n_oracle_iterations, 40),
     )
 
-held_out = gymnasium.make_vec(ENV_ID, num_envs=args.n_held_out, images="sample:held-out")
+sizes = {"lr_patch_size": args.lr_patch_size, "grid_size": args.grid_size}
+held_out = gymnasium.make_vec(ENV_ID, num_envs=args.n_held_out, images=args.held_out, **sizes)
 task = held_out.task
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
 # SSIM rises by hundredths; a critic learns numbers around one more easily.
-settings = {"images": args.images, "reward": Improvement(scale=100.0)}
+settings = {"images": args.images, "reward": Improvement(scale=100.0), **sizes}
 model_config = {"grid_size": task.grid_size, "deviation": args.deviation}
 config = (
     PPOConfig()
@@ -124,7 +137,7 @@ algorithm = config.build_algo()
 @torch.no_grad()
 def held_out_gain() -> float:
     """What the policy's mean actions gain over doing nothing, always on the same patches, in the metric's unit."""
-    obs, _ = held_out.reset_tensors(seed=args.seed)
+    obs, _ = held_out.reset_tensors(seed=HELD_OUT_SEED)
     gain = torch.zeros(args.n_held_out, dtype=torch.float64)
     for _ in range(held_out.episode_length):
         outputs = algorithm.get_module().forward_inference({Columns.OBS: obs})
@@ -135,18 +148,25 @@ def held_out_gain() -> float:
 
 
 before = held_out_gain()
+n_steps = 0
+started = time.process_time()
 for iteration in range(1, args.n_iterations + 1):
-    gain = algorithm.train()["env_runners"]["episode_return_mean"] / 100.0
+    sampled = algorithm.train()["env_runners"]
+    n_steps, gain = sampled["num_env_steps_sampled_lifetime"], sampled["episode_return_mean"] / 100.0
     print(f"iteration {iteration}: exploring gains {gain:+.4f} {held_out.metric.name}")
 
+seconds = time.process_time() - started
 # What there was to gain on the held-out patches, which the same seed brings back.
 after = held_out_gain()
-held_out.reset_tensors(seed=args.seed)
+held_out.reset_tensors(seed=HELD_OUT_SEED)
 start = value_of(held_out, torch.zeros_like(task.strengths[:1]))
 best = value_of(held_out, best_strengths(held_out, n_iterations=args.n_oracle_iterations))
 oracle = (best - start).mean().item()
 print(f"gain over doing nothing on {args.n_held_out} held-out patches, in {held_out.metric.name}:")
 for name, gain in {"before training": before, "after training": after}.items():
     print(f"{name:16}{gain:+.4f}  {gain / oracle:4.0%} of the oracle's {oracle:+.4f}")
+if args.out is not None:
+    result = {"gain": after, "timesteps": int(n_steps), "cpu_seconds": round(seconds, 1)}
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
 algorithm.stop()
 ray.shutdown()

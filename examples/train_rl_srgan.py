@@ -5,7 +5,7 @@ Start here for an experiment of your own: another algorithm, another schedule, o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,8 @@ class Args:
     """auto: VGG19 of the weights that are found, else of fixed random ones; vgg19 downloads them; none: without it"""
     vgg_weights: Path | None = None
     """file of VGG19's weights; without it RLSR_VGG19, torchvision's cache, else fixed random weights"""
+    quick: bool = False
+    """at most 60 updates of the generator alone and 80 environment steps, without content loss: a minute on one core"""
     seed: int = 0
     """seed of everything"""
     device: str = "auto"
@@ -68,6 +70,13 @@ class Args:
 
 
 args = tyro.cli(Args)
+if args.quick:
+    args = replace(
+        args,
+        pretrain_updates=min(args.pretrain_updates, 60),
+        total_timesteps=min(args.total_timesteps, 80),
+        content_loss="none",
+    )
 torch.manual_seed(args.seed)
 device = choose_device(args.device)
 compute_dtype = choose_compute_dtype(device)

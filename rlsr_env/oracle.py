@@ -46,6 +46,25 @@ def value_of(env: RestorationVectorEnv, strengths: Tensor) -> Tensor:
     return oriented_metric(env, to_8bit(task.mix(strengths.expand(env.num_envs, -1, -1, -1))))
 
 
+def gain_of(env: RestorationVectorEnv, strengths: Tensor) -> Tensor:
+    """What strengths gain over doing nothing on the current patches, for any metric and generator of the environment.
+
+    The oracle's gain is `gain_of(env, best_strengths(env))`; an algorithm's mean gain over its mean is the share of
+    the oracle's that it reaches.
+
+    Args:
+        env: `rlsr/DetailControl-v0`, after `reset`.
+        strengths: `(N, n_bands, grid_size, grid_size)`, or `(1, ...)` for the same in all environments.
+
+    Returns:
+        The rise of the metric, larger is better, `(N,)` float64.
+
+    Raises:
+        TypeError: For an environment with another task.
+    """
+    return value_of(env, strengths) - value_of(env, torch.zeros_like(strengths[:1]))
+
+
 def best_strengths(env: RestorationVectorEnv, shared: bool = False, n_iterations: int = 100, seed: int = 0) -> Tensor:
     """The strengths that the metric likes best on the current patches.
 

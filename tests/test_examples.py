@@ -1,9 +1,11 @@
 """Every example runs as a user runs it: in a process of its own, here with numbers that are small."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,8 +58,8 @@ def test_random_agent_prints_steps_and_saves_a_frame(folder: str, tmp_path: Path
 def test_train_rl_srgan_trains_and_saves(algorithm: str, folder: str, tmp_path: Path) -> None:
     save = tmp_path / "model.zip"
     printed = run(
-        "train_rl_srgan.py", "--algorithm", algorithm, "--images", folder, "--held-out", folder,
-        "--content-loss", "none", "--n-envs", 2, "--n-steps", 2, "--pretrain-updates", 2, "--total-timesteps", 8,
+        "train_rl_srgan.py", "--quick", "--algorithm", algorithm, "--images", folder, "--held-out", folder,
+        "--n-envs", 2, "--n-steps", 2, "--pretrain-updates", 2, "--total-timesteps", 8,
         "--batch-size", 2, "--save", save,
     )  # fmt: skip
     assert re.search(r"^pretrained: \d+\.\d{3} dB on held-out pictures$", printed, flags=re.MULTILINE)
@@ -65,9 +67,15 @@ def test_train_rl_srgan_trains_and_saves(algorithm: str, folder: str, tmp_path: 
     assert save.stat().st_size > 0 and save.with_suffix(".pt").stat().st_size > 0
 
 
-def test_reinforce_measures_before_and_after(folder: str) -> None:
+def test_random_agent_plays_one_episode_when_quick(folder: str) -> None:
+    assert len(run("random_agent.py", "--images", folder, "--quick").splitlines()) == 6
+
+
+def test_reinforce_measures_before_and_after(folder: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
     printed = run(
-        "reinforce.py", "--quick", "--images", folder, "--n-patches", 2, "--n-attempts", 2, "--n-updates", 10,
+        "reinforce.py", "--quick", "--lr-patch-size", 24, "--grid-size", 2, "--out", out,
+        "--images", folder, "--n-patches", 2, "--n-attempts", 2, "--n-updates", 10,
         "--n-held-out", 4, "--n-oracle-iterations", 5,
     )  # fmt: skip
     assert re.match(r"update 10: exploring gains [+-]\d\.\d{4} ssim\n", printed)
@@ -75,6 +83,8 @@ def test_reinforce_measures_before_and_after(folder: str) -> None:
     assert list(table) == ["before training", "after training", "best constant"]
     assert table["before training"] == 0.0 != table["after training"]
     assert table["best constant"] > 0.0
+    result = json.loads(out.read_text())
+    assert result["timesteps"] == 10 * 3 * 4 and round(result["gain"], 4) == table["after training"]
 
 
 @pytest.mark.slow
@@ -104,3 +114,57 @@ def test_rllib_ppo_measures_before_and_after(folder: str) -> None:
     assert len(re.findall(r"^iteration \d: exploring gains [+-]\d\.\d{4} ssim$", printed, flags=re.MULTILINE)) == 2
     table = gains(printed)
     assert table["before training"] == 0.0 != table["after training"]
+
+
+ALGORITHMS = ["A2C", "PPO", "TRPO", "RecurrentPPO", "SAC", "TD3", "DDPG", "TQC", "CrossQ", "DQN", "ARS", "REINFORCE"]
+KEPT = {"gain": 0.5, "timesteps": 48, "cpu_seconds": 1.0}
+
+
+@pytest.fixture(scope="module")
+def comparison(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of everything that needs no further extra; one of its runs was there already."""
+    out = tmp_path_factory.mktemp("comparison")
+    (out / "metric's-gradient-no-RL-seed0.json").write_text(json.dumps(KEPT))
+    run(
+        "compare_algorithms.py", "--quick", "--images", folder, "--held-out", folder, "--algorithms", *ALGORITHMS,
+        "--total-timesteps", 48, "--n-envs", 4, "--n-held-out", 4, "--n-oracle-iterations", 2, "--out", out,
+    )  # fmt: skip
+    return out
+
+
+def results_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "algorithms.json").read_text())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_and_is_judged(name: str, comparison: Path) -> None:
+    (trained,) = results_of(comparison)["algorithms"][name]["runs"]
+    assert trained["timesteps"] >= 48
+    assert trained["gain"] != 0.0  # its actions are not those of doing nothing
+    assert -1.0 < trained["gain"] < results_of(comparison)["yardsticks"]["oracle"] + 0.05
+
+
+def test_comparison_keeps_what_was_there_and_says_what_it_comes_to(comparison: Path) -> None:
+    results = results_of(comparison)
+    assert results["algorithms"]["metric's gradient, no RL"]["runs"] == [KEPT]
+    assert results["yardsticks"]["oracle"] > 0.0
+    table = (comparison / "algorithms.md").read_text()
+    for name, entry in results["algorithms"].items():
+        assert entry["share_of_oracle"] == pytest.approx(entry["gain"] / results["yardsticks"]["oracle"])
+        assert f"| {name} | {entry['gain']:+.4f} | {entry['share_of_oracle']:.0%} |" in table
+    assert results["command"] in table
+
+
+def test_comparison_does_not_mix_runs_of_other_settings(comparison: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "compare_algorithms.py"), "--out", str(comparison)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode != 0 and "holds runs with other settings" in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["A2C", "PPO", "SAC"])
+def test_algorithms_learn_more_than_the_best_constant_action(name: str, tmp_path: Path) -> None:
+    run("compare_algorithms.py", "--algorithms", name, "--seeds", 1, "--n-oracle-iterations", 50, "--out", tmp_path)
+    results = results_of(tmp_path)
+    gain = results["algorithms"][name]["gain"]
+    assert gain > results["yardsticks"]["best_constant"] > 0.0

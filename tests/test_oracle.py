@@ -5,7 +5,7 @@ import torch
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import DecodedImages
 from rlsr_env.metrics import Metric
-from rlsr_env.oracle import best_strengths, value_of
+from rlsr_env.oracle import best_strengths, gain_of, value_of
 from rlsr_env.patches import PatchSource
 from rlsr_env.vector_env import RestorationVectorEnv
 
@@ -46,6 +46,14 @@ def test_value_is_what_the_environment_pays_for(source: PatchSource) -> None:
     gain = value_of(env, strengths) - value_of(env, torch.zeros(1, 3, 2, 2))
     _, rewards, _, _, _ = env.step(strengths.reshape(4, -1).numpy())
     assert rewards == pytest.approx(gain.numpy(), abs=1e-5)
+
+
+def test_gain_is_measured_against_doing_nothing(source: PatchSource) -> None:
+    env = started(source, NEGATIVE_MSE)
+    assert (gain_of(env, torch.zeros(1, 3, 2, 2)) == 0).all()
+    strengths = best_strengths(env, n_iterations=5)
+    expected = value_of(env, strengths) - value_of(env, torch.zeros(4, 3, 2, 2))
+    assert torch.equal(gain_of(env, strengths), expected) and (gain_of(env, strengths) >= 0).all()
 
 
 def test_strengths_are_within_the_bounds_and_of_the_task_s_shape(source: PatchSource) -> None:

@@ -1,0 +1,54 @@
+"""The benchmarks run and write what they say; their figures here mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlsr_env import ENVIRONMENTS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a benchmark writes, in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--out", str(out), *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+def test_vector_env_compares_all_environments(tmp_path: Path) -> None:
+    out = tmp_path / "vector-env.json"
+    results = run("vector_env.py", out)
+    assert set(results["ids"]) == set(ENVIRONMENTS)
+    assert set(results["lr_patch_sizes"]) == {"8"}
+    assert set(results["others"]) == {"SyncVectorEnv"}  # no processes when quick
+    for entry in [*results["ids"].values(), *results["lr_patch_sizes"].values(), *results["others"].values()]:
+        ratio = entry["ratio"]
+        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+        # One round: the median ratio is that of the two rates.
+        assert ratio["median"] == pytest.approx(entry["native_steps_per_second"] / entry["steps_per_second"])
+    assert results["sizes"]["2"]["steps_per_second"] > 0
+    if sys.platform == "linux":
+        assert results["sizes"]["2"]["peak_megabytes"] > results["sizes"]["2"]["before_the_environments"] > 0
+    step = results["step_over_generator_and_metric"]
+    assert step["ratio"]["median"] == pytest.approx(step["step_seconds"] / step["alone_seconds"])
+    table = out.with_suffix(".md").read_text()
+    assert results["command"] in table
+    assert all(f"| `{env_id}` |" in table for env_id in ENVIRONMENTS)
+
+
+def test_oracle_is_measured_by_metric_and_generator(tmp_path: Path) -> None:
+    out = tmp_path / "oracle.json"
+    results = run("oracle.py", out, "--metrics", "psnr", "gmsd")
+    assert len(results["generators"]) == 2
+    table = out.with_suffix(".md").read_text()
+    for name, by_metric in results["generators"].items():
+        assert set(by_metric) == {"psnr", "gmsd"}
+        for metric, entry in by_metric.items():
+            assert entry["oracle"] >= 0.0  # doing nothing is among what it may choose
+            assert f"| {name} | {metric} | {entry['start']:.4f} |" in table
