@@ -142,9 +142,13 @@ def test_targets(run: Run, pictures: Path) -> None:
 
     by_bpp, by_bytes = row("--bpp", 0.8), row("--bytes", 540)
     assert by_bpp == by_bytes and by_bpp["bpp"] <= 0.8
-    by_psnr = row("--psnr", 25)
+    thorough = row("--bytes", 540, "--search", "all")
+    assert thorough["bytes"] <= 540 and thorough["psnr"] >= by_bytes["psnr"]
+    assert by_bytes["encodes"] < thorough["encodes"] / 2
+    by_psnr = row("--psnr", 25, "--search", "all")
     assert by_psnr["psnr"] >= 25
     assert row("--psnr", 25, "--scale", 1)["bytes"] >= by_psnr["bytes"]
+    assert row("--bpp", 0.8, "--base-codec", "webp")["encodes"] > 20  # the policy is for JPEG
     assert (row()["scale"], row()["quality"], row()["encodes"]) == (2, 30, 1)
     assert row("--scale", 4, "--quality", 80, "--no-measure")["psnr"] is None
 
