@@ -7,17 +7,18 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from statistics import fmean
 
 from rich.console import Console
 
 from agents.codec_files import Task, find_files, plan, print_table, tell, work_through
 from agents.codec_options import DEFAULT_QUALITY, CompressOptions
+from agents.rate_policy import RatePolicy
 from gan.file_format import SUFFIX, read_header
 from gan.picture_files import load_picture
 from gan.precision import choose_device
-from gan.setting_search import Decoding, Target, Trials, choose_setting
+from gan.setting_search import Decoding, Propose, Target, Trials, choose_setting
 from gan.zoo import LANCZOS, choose_weights
 from rlsr_env.files import write_whole
 from rlsr_env.images import IMAGE_EXTENSIONS
@@ -156,7 +157,9 @@ def compress_file(options: CompressOptions, task: Task) -> CompressedPicture:
         decoding=Decoding(options.device, options.precision, options.tile, options.self_ensemble),
         **({"metadata": picture.metadata} if options.metadata else {}),
     )
-    setting = choose_setting(picture.image, target_of(options), scales=options.scales, trials=trials)
+    setting = choose_setting(
+        picture.image, target_of(options), scales=options.scales, trials=trials, propose=_proposal(options)
+    )
     content = trials.file(setting)
     os.makedirs(task.out.parent, exist_ok=True)
     write_whole(task.out, lambda file: file.write(content))
@@ -187,6 +190,20 @@ def target_of(options: CompressOptions) -> Target:
     if options.psnr is not None:
         return Target("psnr", options.psnr)
     return Target("quality", DEFAULT_QUALITY if options.quality is None else options.quality)
+
+
+def _proposal(options: CompressOptions) -> Propose | None:
+    """The trained policy, where it is for what is asked."""
+    if options.search == "all":
+        return None
+    policy = _policy()
+    return partial(policy.propose, scales=options.scales) if policy.card["base_codec"] == options.base_codec else None
+
+
+@cache
+def _policy() -> RatePolicy:
+    """The policy that comes with the package."""
+    return RatePolicy.load()
 
 
 def _finite(value: float | None) -> float | None:

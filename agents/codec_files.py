@@ -234,6 +234,22 @@ def tell(outcomes: Sequence[Outcome[Any]]) -> int:
     return len(failed)
 
 
+def print_facts(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and values.
+
+    Args:
+        console: Where to.
+        title: The heading.
+        facts: Taken literally.
+    """
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(name), Text(value))
+    console.print(table)
+
+
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; all but the first column are to the right.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.codec_files import find_files, print_table
+from agents.codec_files import find_files, print_facts, print_table
 from agents.codec_options import InfoOptions, WeightsOptions
 from gan.file_format import SUFFIX, FileFormatError, read_content, weights_of
 from gan.zoo import ENVIRONMENT_VARIABLE, list_weights
@@ -71,7 +71,7 @@ class Info:
                 ("EXIF", f"{row['exif_bytes']} bytes" if row["exif_bytes"] else "none"),
                 ("format version", str(row["version"])),
             ]
-            print_table(self.console, (row["file"], ""), cells)
+            print_facts(self.console, row["file"], cells)
         return f"{len(rows)} of {len(self.paths)} files read; {len(skipped)} skipped" if skipped else ""
 
 
@@ -149,7 +149,7 @@ class WeightsListing:
             card = self.weights[self.options.name].card
             if self.options.json:
                 return json.dumps(card, indent=2)
-            print_table(self.console, (self.options.name, ""), [(key, _text(value)) for key, value in card.items()])
+            print_facts(self.console, self.options.name, [(key, _text(value)) for key, value in card.items()])
             return ""
         if self.options.json:
             rows = [{"name": w.name, "path": str(w.path), "card": w.card} for w in self.weights.values()]

@@ -23,8 +23,8 @@ class CompressOptions:
     """Compress pictures to .rlsr files: a small JPEG, WebP or AVIF inside, and what restores it.
 
     A target is one of --bytes, --bpp, --psnr and --quality, and holds for each picture; without one, --quality 30. With
-    --scale auto, all scales are tried and the best one that meets the target is taken (with --quality: scale 2). In a
-    folder, pictures that cannot be read are skipped and counted.
+    --scale auto, the scale is chosen for each picture (--search says how; with --quality: scale 2). In a folder,
+    pictures that cannot be read are skipped and counted.
     """
 
     inputs: Inputs
@@ -41,6 +41,9 @@ class CompressOptions:
     """Target: this quality of the base codec, 1 to 100 (WebP and AVIF: 0 to 100)."""
     scale: Literal["auto", "1", "2", "3", "4"] = "auto"
     """By how much the pictures are shrunk along each side."""
+    search: Literal["policy", "all"] = "policy"
+    """How a target by bytes, bpp or PSNR is met. policy: at the scale that the trained policy of rlsr/RateControl-v0
+    proposes (JPEG only), from the quality that it proposes on; all: at every scale, from the middle on."""
     base_codec: Literal["jpeg", "webp", "avif"] = "jpeg"
     """Format of the small picture inside."""
     purpose: Annotated[Literal["psnr", "ms_ssim", "perceptual"], tyro.conf.arg(name="for")] = "psnr"

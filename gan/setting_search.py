@@ -15,6 +15,7 @@ from gan.tiling import DEFAULT_TILE
 from gan.zoo import SCALES, choose_weights
 from rlsr_env.codec import BASE_CODECS, LRCodec
 from rlsr_env.metrics import METRICS
+from rlsr_env.rate_table import Setting
 
 # Which metric says at equal bytes which scale is the better one, for each purpose of weights.
 JUDGES = {"psnr": "psnr", "ms_ssim": "ms_ssim", "perceptual": "ms_ssim"}
@@ -53,19 +54,6 @@ class Target:
     def byte_limit(self, n_pixels: int) -> float:
         """The most bytes that a file may have for a picture of that many pixels."""
         return self.value if self.kind == "bytes" else self.value * n_pixels / 8
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is chosen for a picture.
-
-    Attributes:
-        scale: By how much it is shrunk.
-        quality: The base codec's quality.
-    """
-
-    scale: int
-    quality: int
 
 
 Propose = Callable[[np.ndarray, Target], Setting]

@@ -50,7 +50,7 @@ def assert_equal(first: Planes, second: Planes) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     height=st.integers(1, 50), width=st.integers(1, 50), density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
     most=st.sampled_from([1, 5, 1023]), quality=st.integers(1, 100), seed=st.integers(0, 9999),
