@@ -1,5 +1,6 @@
 """Every example runs as a user runs it: in a process of its own, here with numbers that are small."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from agents.rate_policy import RatePolicy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHARE = r"([+-]\d\.\d{4}) +(-?\d+)% of the oracle's ([+-]\d\.\d{4})"
@@ -104,3 +107,20 @@ def test_rllib_ppo_measures_before_and_after(folder: str) -> None:
     assert len(re.findall(r"^iteration \d: exploring gains [+-]\d\.\d{4} ssim$", printed, flags=re.MULTILINE)) == 2
     table = gains(printed)
     assert table["before training"] == 0.0 != table["after training"]
+
+
+def test_train_rate_control_compares_agents_and_writes_a_policy(folder: str, tmp_path: Path) -> None:
+    printed = run(
+        "train_rate_control.py", "--images", folder, "--held-out", folder, "--file", "stream", "--crop-size", 128,
+        "--crops", 3, "--agents", "values", "ppo", "--seeds", 1, "--quick", "--tables", tmp_path / "tables", "--out",
+        tmp_path, "--policy", tmp_path / "policy.safetensors",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "rate-control-stream.json").read_text())
+    (totals,) = results["totals"].values()
+    assert set(totals) == {"values", "ppo"} and f"| {100 * totals['values']['share']:.0f} %" in printed
+    (agents,) = results["results"].values()
+    rows = [row for row in agents["values"][0]["rows"] if "unmet" not in row]
+    assert rows and all(row["policy_bytes"] <= row["bytes"] and row["policy"] <= row["oracle"] + 1e-9 for row in rows)
+    policy = RatePolicy.load(tmp_path / "policy.safetensors")
+    assert policy.card["training_pictures"] == 6 and "--quick" in policy.card["command"]
+    assert len(list((tmp_path / "tables").iterdir())) == 2
