@@ -59,10 +59,9 @@ def experience_all(env: RateControlVectorEnv, tell: Callable[[int, int], Any] | 
         batch = list(uris[start : start + n])
         # The last batch is filled up with its first picture, and cut off again.
         obs, _ = env.reset(options={"uri": batch + batch[:1] * (n - len(batch))})
-        qualities, rates = env.outcomes()
+        outcomes = [torch.from_numpy(array).float() for array in env.outcomes()]
         features = picture_features(torch.from_numpy(obs[:, :-1]))
-        arrays = (features, torch.from_numpy(qualities).float(), torch.from_numpy(rates).float())
-        parts.append(tuple(array[: len(batch)] for array in arrays))
+        parts.append(tuple(array[: len(batch)] for array in (features, *outcomes)))
         if tell is not None:
             tell(min(start + n, len(uris)), len(uris))
     features, qualities, rates = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -87,7 +87,7 @@ class Args:
     tables: Path | None = None
     """folder in which what was measured is kept, and found again"""
     out: Path | None = None
-    """folder to write rate-control.json and rate-control.md to; -stream and -networks are part of the names of others"""
+    """folder to write rate-control.json and .md to; with --file stream or networks, these are part of the name"""
     policy: Path | None = None
     """where to write the policy, NAME.safetensors: action values fitted to all training pictures"""
     quick: bool = False

@@ -189,7 +189,7 @@ def test_proposals_are_near_the_target(policy: RatePolicy) -> None:
         same = policy.propose(image, SimpleNamespace(kind="bpp", value=8 * n_bytes / image[..., 0].size))
         assert same == proposed
         proposals.append(proposed)
-    assert policy.propose(image, SimpleNamespace(kind="bytes", value=5000)).scale == 1
+    assert policy.propose(image, SimpleNamespace(kind="bytes", value=5000)).quality == 100
     only = policy.propose(image, SimpleNamespace(kind="psnr", value=25.0), scales=(2,))
     assert only.scale == 2 and 1 <= only.quality <= 100
     for kind, value in (("quality", 30), ("bytes", 0), ("psnr", math.nan)):
