@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
@@ -45,6 +46,12 @@ from rlsr_env.vector_env import RestorationVectorEnv
 CONFIG, RUN = "config.json", "run.json"
 START_SEED, CROP_SEED = 1_000_003, 1_000_037
 CONTROL = "control"
+# What another run must have in common with this one to lend it its start, and what made the start.
+OF_THE_FILES = ("scale", "quality", "base_codec", "generator", "discriminator_channels")
+OF_THE_START = (
+    "pretrain_updates", "srgan_updates", "batch_size", "content_patches", "hr_patch_size", "learning_rate",
+    "mse_weight", "content_weight", "adversarial_weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,7 @@ class Ablation:
         self.codec = LRCodec(scale=options.scale, base=options.base_codec, quality=options.quality)
         self.generator_config = GeneratorConfig.preset(options.generator, options.scale)
         self.content = choose_content_loss(options.content_loss, options.vgg_weights)
-        if options.start is not None and not (options.start / "start" / "srgan.pt").is_file():
-            raise FileNotFoundError(f"--start {options.start}: no start/srgan.pt there; give the folder of a run")
+        self.start_options = options if options.start is None else _options_of_start(options)
         self._read_pictures()
         self.interruption = Interruption()
 
@@ -157,7 +163,7 @@ class Ablation:
             else:
                 pixels = [self.codec.decode(self.codec.encode(one.images[0])), one.images[0]]
                 lr_image, hr_image = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in pixels)
-            crops.append(HeldOutCrop(f"{held_out.name}/{uri}", lr_image, hr_image))
+            crops.append(HeldOutCrop(uri, lr_image, hr_image))
         return crops
 
     @property
@@ -175,19 +181,15 @@ class Ablation:
             Interrupted: After Ctrl-C; finished cells are kept.
         """
         options = self.options
-        (self.out / "cells").mkdir(parents=True, exist_ok=True)
-        (self.out / "start").mkdir(exist_ok=True)
-        if not self.resumed:
-            write_json(self.out / RUN, {"command": self.command, "pictures": self.versions})
-            write_whole(self.out / CONFIG, lambda file: file.write(options.to_json().encode()))
         with self.interruption:
-            self.start_state = self._start()
+            self.prepare()
             cells = [self._cell(*key) for key in self._with_progress(self.keys())]
         results = {
             "command": self.command,
             "versions": describe_versions(),
             "machine": describe_machine(self.device, self.compute_dtype),
             "options": json.loads(options.to_json()),
+            "start": self.start_card,
             "content_loss": self.content.description,
             "training_pictures": self.n_training_pictures,
             "pictures": self.versions,
@@ -196,14 +198,39 @@ class Ablation:
         self._write_crops()
         return f"wrote {self.out}/results.json, table.md, matrix.png, crops.png"
 
+    def prepare(self) -> None:
+        """Make the folder, read or train the start: what `train_cell` needs.
+
+        Raises:
+            Interrupted: After Ctrl-C.
+        """
+        for folder in ("start", "cells", "weights"):
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
+        if not self.resumed:
+            write_json(self.out / RUN, {"command": self.command, "pictures": self.versions})
+            write_whole(self.out / CONFIG, lambda file: file.write(self.options.to_json().encode()))
+        self.start_state = self._start()
+
+    @property
+    def start_card(self) -> dict[str, Any]:
+        """How the common start was trained."""
+        return {name: getattr(self.start_options, name) for name in OF_THE_START}
+
     def keys(self) -> list[tuple[str, str, int]]:
         """Method, metric and seed of every cell; the control has no metric. A seed's cells come together."""
         keys = []
         for seed in range(self.options.seeds):
             keys.append((CONTROL, "", seed))
             for method in self.options.methods:
-                keys += [(method, j.name, seed) for j in self.judges if method != "gradient" or j.differentiable]
+                keys += [(method, j.name, seed) for j in self.judges if self._is_run(method, j)]
         return keys
+
+    def _is_run(self, method: str, judge: Metric) -> bool:
+        """Whether a method is there for a reward."""
+        if method == "gradient":
+            return judge.differentiable
+        chosen = self.options.evolution_metrics
+        return method != "evolution" or not chosen or judge.name in chosen
 
     def _with_progress(self, keys: Sequence[tuple[str, str, int]]) -> Any:
         """The keys, under a progress bar."""
@@ -225,11 +252,11 @@ class Ablation:
             if not pretrained.is_file():
                 torch.manual_seed(START_SEED)
                 sampler = PatchSampler(source, self.options.batch_size, START_SEED)
-                pretraining = Pretraining(self._new_generator(), sampler, self.options.pretrain_updates)
+                pretraining = Pretraining(self.new_generator(), sampler, self.options.pretrain_updates)
                 self._run_start("pretraining", pretraining)
                 card = {"name": "pretrained", "command": self.command, "updates": pretraining.n_updates}
                 save_generator(pretrained, pretraining.averaged_generator(), card)
-            generator = self._new_generator()
+            generator = self.new_generator()
             generator.load_state_dict(load_generator(pretrained).state_dict())
             training = SRGANTraining(self._update_of(generator, START_SEED), self.options.srgan_updates)
             self._run_start("srgan", training)
@@ -246,7 +273,7 @@ class Ablation:
             if training.n_done % max(1, training.n_updates // 10) == 0:
                 self.console.print(f"start: {name} {training.n_done}/{training.n_updates}", highlight=False)
 
-    def _new_generator(self) -> Generator:
+    def new_generator(self) -> Generator:
         """A generator with fresh weights."""
         return Generator(self.generator_config).to(self.device).set_compute_dtype(self.compute_dtype)
 
@@ -262,11 +289,12 @@ class Ablation:
         sampler = PatchSampler(self.sources[options.hr_patch_size], options.batch_size, seed)
         return AdversarialUpdate(generator, sampler, self.content.loss, config, seed)
 
-    def _from_start(self, generator: Generator, seed: int) -> AdversarialUpdate:
+    def from_start(self, generator: Generator, seed: int) -> AdversarialUpdate:
         """The same, going on from the start: generator, discriminator and moving average are the start's."""
         update = self._update_of(generator, seed)
         own = {"sampler": update.sampler.state_dict(), "n_updates": 0}
-        update.load_state_dict(self.start_state | own)
+        # A copy: an optimiser takes the tensors of a state dict as its own, and would train on in the start's.
+        update.load_state_dict(copy.deepcopy(self.start_state) | own)
         return update
 
     def _cell(self, method: str, reward: str, seed: int) -> Cell:
@@ -281,7 +309,7 @@ class Ablation:
         values = self.measure(generator)
         cell = Cell(method, reward, seed, round(seconds, 1), values)
         if seed == 0:
-            save_generator(self.out / "cells" / f"{name}.safetensors", generator, {"name": name})
+            save_generator(self.out / "weights" / f"{name}.safetensors", generator, {"name": name})
         write_json(path, vars(cell))
         self.console.print(self._summary(name, cell), highlight=False)
         return cell
@@ -302,11 +330,11 @@ class Ablation:
         Returns:
             The moving average of the generator.
         """
-        torch.manual_seed(seed)
         if method == "rl":
-            return self._train_rl(metric(reward), seed)
-        generator = self._new_generator()
-        update = self._from_start(generator, seed)
+            return self.train_rl(metric(reward), seed)
+        torch.manual_seed(seed)
+        generator = self.new_generator()
+        update = self.from_start(generator, seed)
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.options.learning_rate)
         update.attach(optimizer)
         objective = self._objective(method, reward, seed)
@@ -328,8 +356,8 @@ class Ablation:
             return MetricGradient(judge, sampler)
         return EvolutionStrategies(judge, sampler, self.options.group_size, self.options.evolution_sigma, seed)
 
-    def _train_rl(self, judge: Metric, seed: int) -> Generator:
-        """A cell of GRPO, SRGAN's losses injected by the callback."""
+    def make_grpo(self, judge: Metric, seed: int) -> GRPO:
+        """GRPO on the start's generator, its environment's patches judged by a metric."""
         options = self.options
         env = RestorationVectorEnv(
             self._n_patches(judge),
@@ -357,8 +385,22 @@ class Ablation:
         )
         model.policy.generator.set_compute_dtype(self.compute_dtype)
         model.policy.generator.load_state_dict(self.start_state["generator"])
-        callback = AdversarialLossCallback(lambda generator: self._from_start(generator, seed))
-        n_judged = options.updates * options.group_size * env.num_envs
+        return model
+
+    def train_rl(self, judge: Metric, seed: int) -> Generator:
+        """A cell of GRPO, SRGAN's losses injected by the callback.
+
+        Args:
+            judge: The metric.
+            seed: As of `train_cell`.
+
+        Returns:
+            The moving average of the generator.
+        """
+        torch.manual_seed(seed)
+        model = self.make_grpo(judge, seed)
+        callback = AdversarialLossCallback(lambda generator: self.from_start(generator, seed))
+        n_judged = self.options.updates * self.options.group_size * self._n_patches(judge)
         model.learn(n_judged, callback=CallbackList([callback, _StopOnRequest(self.interruption)]))
         if self.interruption.requested:
             raise Interrupted(f"stopped in {_name('rl', judge.name, seed)}, which starts anew; {self.how_to_go_on}")
@@ -381,15 +423,35 @@ class Ablation:
 
     def _write_crops(self) -> None:
         """A page with the centre of one crop: the original, the control, and every other cell of seed 0."""
-        crop = max(self.crops, key=lambda crop: float(to_float(crop.hr_image).std()))
+        crops = self.crops if self.options.crops_of == "held_out" else self._crops(image_set("sample:held-out"))
+        crop = max(crops, key=lambda crop: float(to_float(crop.hr_image).std()))
         panels = {"original": to_float(crop.hr_image)}
         for method, reward, _ in (key for key in self.keys() if key[2] == 0):
-            generator = load_generator(self.out / "cells" / f"{_name(method, reward, 0)}.safetensors").to(self.device)
+            generator = load_generator(self.out / "weights" / f"{_name(method, reward, 0)}.safetensors").to(self.device)
             generator.set_compute_dtype(self.compute_dtype)
             with torch.no_grad():
                 sr_image = generator(to_float(crop.lr_image.to(self.device)))
             panels[f"{method} {reward}".strip()] = to_8bit(sr_image.float()).cpu()
         write_page(self.out / "crops.png", panels)
+
+
+def _options_of_start(options: AblateOptions) -> AblateOptions:
+    """The options of the run that lends its start; refuses one that trained for other files or another network."""
+    assert options.start is not None
+    if not (options.start / "start" / "srgan.pt").is_file() or not (options.start / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"--start {options.start}: no {CONFIG} and start/srgan.pt there; give the folder of a run of rlsr ablate"
+        )
+    lender = AblateOptions.from_json((options.start / CONFIG).read_text())
+    for name in OF_THE_FILES:
+        if getattr(lender, name) != getattr(options, name):
+            raise ValueError(
+                f"--start {options.start} was trained with --{name.replace('_', '-')} {getattr(lender, name)}, this "
+                f"run has {getattr(options, name)}; give both the same"
+            )
+    if (lender.adversarial_weight == 0) != (options.adversarial_weight == 0):
+        raise ValueError(f"--start {options.start} and this run differ in whether --adversarial-weight is 0")
+    return lender
 
 
 def _name(method: str, reward: str, seed: int) -> str:

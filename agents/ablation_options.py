@@ -39,6 +39,8 @@ class AblateOptions:
     """Rewards to train for; all of them are measured."""
     methods: tuple[Method, ...] = ("rl", "gradient", "evolution")
     """What to train with, besides the control."""
+    evolution_metrics: tuple[str, ...] = ()
+    """Those of the rewards that evolution strategies are run for, which cost the most; all where none is named."""
     data: Path | None = None
     """Folder of training pictures; without it, photographs that scikit-image ships."""
     eval_data: tuple[Path, ...] = ()
@@ -57,7 +59,7 @@ class AblateOptions:
     """As of rlsr reproduce."""
     pretrain_updates: int = 1500
     """Updates of the generator alone (mean absolute error), before SRGAN."""
-    srgan_updates: int = 150
+    srgan_updates: int = 400
     """Updates of SRGAN that make the common start."""
     start: Path | None = None
     """Folder of another run of rlsr ablate, whose start to take; the two options above do not count then."""
@@ -75,7 +77,7 @@ class AblateOptions:
     """Patches in each update that are judged by the metric."""
     group_size: int = 16
     """Pictures of each patch that RL has judged; evolution strategies: perturbed networks."""
-    sigma: float = 0.02
+    sigma: float = 0.01
     """Standard deviation of RL's noise, of a picture in [0, 1]."""
     final_sigma: float | None = None
     """What sigma falls to, linearly; constant where not given."""
@@ -93,7 +95,7 @@ class AblateOptions:
     """Norm of the metric's own gradient beside SRGAN's, and the bound on RL's."""
     evolution_norm: float = 0.5
     """Norm of evolution strategies' estimate beside SRGAN's gradient; most of it is noise."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     """Adam's."""
     mse_weight: float = 1.0
     """Weight of the mean squared error among SRGAN's losses."""
@@ -103,6 +105,8 @@ class AblateOptions:
     """Weight of the adversarial loss."""
     discriminator_channels: int = 32
     """Feature maps of the discriminator's first layer."""
+    crops_of: Literal["held_out", "sample"] = "held_out"
+    """What crops.png shows: a held-out picture, or a photograph that scikit-image ships, which anybody may pass on."""
     crop_size: int = 256
     """Side of the crops of held-out pictures that are measured, one of each; 0 for whole pictures."""
     device: str = "auto"
@@ -156,6 +160,9 @@ class AblateOptions:
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"--{name} must name one or more, each once, got {' '.join(given) or 'none'}")
 
+        if unknown := [name for name in self.evolution_metrics if name not in self.metrics]:
+            raise ValueError(f"--evolution-metrics names {' '.join(unknown)}, which --metrics lacks")
+
     def to_json(self) -> str:
         """All options but where to write, for config.json."""
         values = asdict(self)
@@ -174,7 +181,8 @@ class AblateOptions:
             for name in ("data", "vgg_weights", "start"):
                 values[name] = None if values[name] is None else Path(values[name])
             values["eval_data"] = tuple(Path(folder) for folder in values["eval_data"])
-            values["metrics"], values["methods"] = tuple(values["metrics"]), tuple(values["methods"])
+            for name in ("metrics", "methods", "evolution_metrics"):
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"config.json is not one of rlsr ablate ({error})") from error

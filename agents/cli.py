@@ -18,9 +18,12 @@ from typing import Annotated, Any, TextIO, Union
 import tyro
 
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
+from agents.codec_options import CompressOptions, DecompressOptions, InfoOptions, WeightsOptions
 from agents.envs_options import EnvsOptions
+from agents.evaluate_options import EvaluateOptions
 from agents.interruption import Interrupted, Job
 from agents.options import QUICK, ReproduceOptions
+from agents.train_options import PRESETS, QUICK_TRAIN, TrainOptions
 
 # The last two are those of a shell: 128 + the signal's number, SIGINT and SIGPIPE.
 USAGE_ERROR, RUN_ERROR, INTERRUPTED, OUTPUT_CLOSED = 2, 1, 130, 141
@@ -37,11 +40,13 @@ class Command:
         job: `"package.module:name"` of what makes the `Job` from `(options, *, command)`. Imported only when the
             command runs, so that help answers at once.
         quick: Defaults under --quick, for a command that has it.
+        presets: Defaults under --preset NAME, for a command that has it.
     """
 
     options: type
     job: str
     quick: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def make(self, options: Any, command: str) -> Job:
         """Import what does the work, and let it check the options."""
@@ -49,17 +54,37 @@ class Command:
         make: Callable[..., Job] = getattr(import_module(module), name)
         return make(options, command=command)
 
-    def defaults(self, quick: bool) -> Any:
+    def defaults(self, quick: bool, preset: str | None = None) -> Any:
         """The options where nothing is given; those that must be given are marked as missing."""
         required = [entry.name for entry in fields(self.options) if entry.default is entry.default_factory is MISSING]
-        return self.options(**dict.fromkeys(required, tyro.MISSING), **(self.quick if quick else {}))
+        chosen = dict(self.presets.get(preset or "", {}))
+        if quick:
+            usual = {entry.name: entry.default for entry in fields(self.options)} | chosen
+            chosen |= {name: value for name, value in self.quick.items() if usual[name] != 0}  # 0 leaves something out
+        return self.options(**dict.fromkeys(required, tyro.MISSING), **chosen)
 
 
 COMMANDS: dict[str, Command] = {
+    "compress": Command(CompressOptions, "agents.codec_compress:Compression"),
+    "decompress": Command(DecompressOptions, "agents.codec_decompress:Decompression"),
+    "info": Command(InfoOptions, "agents.codec_info:Info"),
+    "weights": Command(WeightsOptions, "agents.codec_info:WeightsListing"),
     "reproduce": Command(ReproduceOptions, "agents.reproduce:Reproduction", QUICK),
     "ablate": Command(AblateOptions, "agents.ablation:Ablation", QUICK_ABLATION),
+    "train": Command(TrainOptions, "agents.training_run:TrainingRun", QUICK_TRAIN, PRESETS),
+    "evaluate": Command(EvaluateOptions, "agents.evaluate:Evaluation"),
     "envs": Command(EnvsOptions, "agents.envs:EnvsListing"),
 }
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """What an option is given on the command line, before that is parsed; None where it is not given."""
+    for number, argument in enumerate(arguments):
+        if argument == option and number + 1 < len(arguments):
+            return arguments[number + 1]
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None
 
 
 def _one_line(message: str) -> str:
@@ -88,7 +113,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Command, Any]:
         subcommand = tyro.conf.subcommand(
             name,
             # As defaults, so that what is given beside --quick counts, and help shows what would run.
-            default=command.defaults(quick="--quick" in arguments),
+            default=command.defaults("--quick" in arguments, _value_of("--preset", arguments)),
             description=description.partition("\n")[0] if asks_for_help else description,
             prefix_name=False,
         )

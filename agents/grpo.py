@@ -242,9 +242,10 @@ class GRPO(OnPolicyAlgorithm):
     def _rewards(self, mean: Tensor, half: Tensor) -> Tensor:
         """Rewards of the group, `(K, N)` or `(K, N, H // 8, W // 8)`; the second half has the first's noise negated."""
         device = self.judge.source.device
-        noise = 2.0 * self.policy.sigma * half
-        action = to_action(mean)
-        samples = th.cat([action + noise, action - noise])
+        action, n_pairs = to_action(mean), len(half)
+        samples = action.new_empty(2 * n_pairs, *action.shape)
+        th.add(action, half, alpha=2.0 * self.policy.sigma, out=samples[:n_pairs])
+        th.sub(action, half, alpha=2.0 * self.policy.sigma, out=samples[n_pairs:])
         return self.judge.rewards_of(samples.to(device), self._by_block).to(self.device, th.float32)
 
     @property
@@ -354,11 +355,13 @@ def _spread(weights: Tensor, noise: Tensor) -> Tensor:
     """
     if weights.ndim == 2:
         return th.einsum("kn,knchw->nchw", weights, noise)
-    rows, columns = weights.shape[2:]
-    inside = noise[..., : rows * BLOCK, : columns * BLOCK]
-    blocks = inside.unflatten(-1, (columns, BLOCK)).unflatten(-3, (rows, BLOCK))
-    total = th.einsum("knij,kncipjq->ncipjq", weights, blocks).flatten(4).flatten(2, 3)
-    return functional.pad(total, (0, noise.shape[-1] - total.shape[-1], 0, noise.shape[-2] - total.shape[-2]))
+    rows, columns = (BLOCK * n for n in weights.shape[2:])
+    of_pixels = weights.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    total = th.zeros_like(noise[0])
+    # Sample by sample: what is added up then stays in the processor's cache.
+    for weight, sample in zip(of_pixels, noise, strict=True):
+        total[..., :rows, :columns].addcmul_(weight[:, None], sample[..., :rows, :columns])
+    return total
 
 
 def _restoration(env: VecEnv) -> RestorationVectorEnv:

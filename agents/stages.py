@@ -81,14 +81,31 @@ class SupervisedStage:
         self.training.load_state_dict(state)
 
 
-class _StopBetweenRollouts(Exception):
+class AgentStage(Protocol):
+    """A stage whose updates an SB3 algorithm makes."""
+
+    callback: AdversarialLossCallback
+
+    @property
+    def n_done(self) -> int:
+        """Updates so far."""
+
+
+class StopBetweenRollouts(Exception):
     """Leaves `learn` where the state is whole; returning False from a step would do so in the middle of a rollout."""
 
 
-class _Watch(BaseCallback):
+class Watch(BaseCallback):
     """Reports updates as they come, and stops between two rollouts where an interruption is requested."""
 
-    def __init__(self, stage: RLSRGANStage, on_update: OnUpdate, interruption: Interruption) -> None:
+    def __init__(self, stage: AgentStage, on_update: OnUpdate, interruption: Interruption) -> None:
+        """Watch a stage.
+
+        Args:
+            stage: The stage whose agent learns.
+            on_update: Takes the metrics of each update.
+            interruption: Somebody's wish to stop.
+        """
         super().__init__()
         self.stage = stage
         self.on_update = on_update
@@ -99,10 +116,11 @@ class _Watch(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._report()
         if self.interruption.requested:
-            raise _StopBetweenRollouts
+            raise StopBetweenRollouts
 
     def _on_step(self) -> bool:
-        self.reward = float(np.mean(self.locals["rewards"]))
+        if "rewards" in self.locals:  # GRPO has none where the metric failed
+            self.reward = float(th.as_tensor(self.locals["rewards"]).float().mean())
         self._report()
         return True
 
@@ -116,7 +134,7 @@ class _Watch(BaseCallback):
             self.on_update(self.stage.callback.adversarial.metrics | {"rl/reward": th.tensor(self.reward)})
 
 
-def _random_state(device: th.device) -> dict[str, Any]:
+def random_state(device: th.device) -> dict[str, Any]:
     """The global random streams that SB3 draws from: actions from torch's, the order in a batch from NumPy's."""
     of_numpy = np.random.get_state(legacy=False)
     of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()  # a checkpoint holds plain data only
@@ -127,8 +145,8 @@ def _random_state(device: th.device) -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any], device: th.device) -> None:
-    """Go on from `_random_state`."""
+def set_random_state(state: dict[str, Any], device: th.device) -> None:
+    """Go on from `random_state`."""
     th.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and device.type == "cuda":
         th.cuda.set_rng_state(state["cuda"].cpu(), device)
@@ -215,11 +233,11 @@ class RLSRGANStage:
         n_steps_left = self.n_updates * self.env.num_envs - self.model.num_timesteps
         if n_steps_left <= 0:
             return
-        callbacks = CallbackList([self.callback, _Watch(self, on_update, interruption)])
+        callbacks = CallbackList([self.callback, Watch(self, on_update, interruption)])
         first = self.model.num_timesteps == 0
         try:
             self.model.learn(n_steps_left, callback=callbacks, log_interval=10, reset_num_timesteps=first)
-        except _StopBetweenRollouts:
+        except StopBetweenRollouts:
             self.callback.on_training_end()  # learn() did not get there
 
     def averaged_generator(self) -> Generator:
@@ -234,7 +252,7 @@ class RLSRGANStage:
             "model": th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8),
             "callback": self.callback.state_dict(),
             "env": self.vector_env.state_dict(),
-            "random": _random_state(self.device),
+            "random": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,4 +262,4 @@ class RLSRGANStage:
         self._connect()
         self.vector_env.load_state_dict(state["env"])
         self.callback.load_state_dict(state["callback"])
-        _set_random_state(state["random"], self.device)
+        set_random_state(state["random"], self.device)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numba import boolean, int16, int32, int64, types, uint8, void
 
 from gan.jpeg_streams import ZIGZAG, JpegPicture, quantisation_tables
-from rlsr_env.cores import compiled
+from rlsr_env.cores import compiled_as
 
 # Contexts of each bit. Each of them owns a row of probabilities, one for each node of a number's binary tree.
 N_CONTEXTS = 6
@@ -78,19 +79,9 @@ class Coder(NamedTuple):
     rows: np.ndarray
 
 
-def _new_coder(stream: np.ndarray, decode: bool, prior: np.ndarray) -> Coder:
-    """A coder at the start of a stream: bytes to read, or room to write to; uint8."""
-    value = int.from_bytes(bytes(stream[:4]).ljust(4, b"\0"), "big")
-    logits = LEVEL * (np.arange(256) - 17)
-    probabilities = np.where(np.arange(256) > 0, 16 * SQUASH[logits.clip(-2047, 2047) + 2047], 32768).astype(np.int32)
-    return Coder(
-        state=np.array([0, 0xFFFFFFFF, value, int(decode), 4 if decode else 0]),
-        stream=stream,
-        probabilities=probabilities[prior],
-        counts=np.where(prior > 0, PRIOR_COUNT, 0).astype(np.int32),
-        weights=np.full((3 * 2 * (DC + 1) * MIXERS, N_CONTEXTS), FIRST_WEIGHT),
-        rows=np.zeros(N_CONTEXTS, np.int64),
-    )
+# What Numba calls these types: a coder, the coefficients of a block and of a plane of blocks, a quantisation table.
+CODER = types.NamedTuple([int64[::1], uint8[::1], int32[::1], int32[::1], int64[:, ::1], int64[::1]], Coder)
+BLOCK, PLANE, TABLE = int16[::1], int16[:, :, ::1], int64[::1]
 
 
 @cache
@@ -103,7 +94,33 @@ def _prior() -> np.ndarray:
         return np.asarray(arrays["levels"])
 
 
-@compiled
+@cache
+def _known_model() -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and counts to start from; to be copied."""
+    return _model(_prior())
+
+
+def _model(prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and counts that follow from what `PRIOR` holds."""
+    logits = LEVEL * (np.arange(256) - 17)
+    probabilities = np.where(np.arange(256) > 0, 16 * SQUASH[logits.clip(-2047, 2047) + 2047], 32768).astype(np.int32)
+    return probabilities[prior], np.where(prior > 0, PRIOR_COUNT, 0).astype(np.int32)
+
+
+def _new_coder(stream: np.ndarray, decode: bool, model: tuple[np.ndarray, np.ndarray]) -> Coder:
+    """A coder at the start of a stream: bytes to read, or room to write to; uint8."""
+    value = int.from_bytes(bytes(stream[:4]).ljust(4, b"\0"), "big")
+    return Coder(
+        state=np.array([0, 0xFFFFFFFF, value, int(decode), 4 if decode else 0]),
+        stream=stream,
+        probabilities=model[0].copy(),
+        counts=model[1].copy(),
+        weights=np.full((3 * 2 * (DC + 1) * MIXERS, N_CONTEXTS), FIRST_WEIGHT),
+        rows=np.zeros(N_CONTEXTS, np.int64),
+    )
+
+
+@compiled_as(int64(CODER, int64, int64, int64), inner=True)
 def _code_bit(coder: Coder, mixer: int, node: int, bit: int) -> int:
     """Code one bit in the current contexts; returns it."""
     state, stream, probabilities, counts, weights, rows = coder
@@ -139,7 +156,7 @@ def _code_bit(coder: Coder, mixer: int, node: int, bit: int) -> int:
     return bit
 
 
-@compiled
+@compiled_as(int64(CODER, int64, int64), inner=True)
 def _code_number(coder: Coder, mixer: int, number: int) -> int:
     """Code a number of 0 or more; returns it. First its length in bits, in unary; then the bits below the first."""
     length = 0
@@ -156,14 +173,14 @@ def _code_number(coder: Coder, mixer: int, number: int) -> int:
     return value
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, int64, int64, int64), inner=True)
 def _set_context(coder: Coder, i: int, kind: int, a: int, b: int, c: int) -> None:
     """Make (a, b, c), each below 64, context i of what comes next. Rows are found by hashing; few are shared."""
     key = (((kind * 8 + i) * 64 + a) * 64 + b) * 64 + c
     coder.rows[i] = (((key * 0x9E3779B1) & 0xFFFFFFFF) >> (32 - LOG_ROWS)) * NODES
 
 
-@compiled
+@compiled_as(int64(int64), inner=True)
 def _bucket(number: int) -> int:
     """Numbers of 0 or more to 0..9, coarser where they are large."""
     if number < 3:
@@ -176,13 +193,13 @@ def _bucket(number: int) -> int:
     return bucket
 
 
-@compiled
+@compiled_as(int64(int64), inner=True)
 def _sign(number: int) -> int:
     """0 for zero, 1 for more, 2 for less."""
     return int(number > 0) + 2 * int(number < 0)
 
 
-@compiled
+@compiled_as(int64(BLOCK, BLOCK, TABLE, int64, int64), inner=True)
 def _across(block: np.ndarray, neighbour: np.ndarray, table: np.ndarray, first: int, step: int) -> int:
     """What the coefficient at `first` should be, were the picture smooth across the border to a neighbour.
 
@@ -202,7 +219,7 @@ def _across(block: np.ndarray, neighbour: np.ndarray, table: np.ndarray, first: 
     return total
 
 
-@compiled
+@compiled_as(int64(CODER, int64, int64, int64, int64[:, :, ::1], int64, int64, BLOCK, BLOCK), inner=True)
 def _code_count(
     coder: Coder, group: int, colour: int, component: int, used: np.ndarray, column: int, so_far: int,
     block: np.ndarray, other: np.ndarray,
@@ -229,7 +246,7 @@ def _code_count(
     return _code_number(coder, kind * MIXERS, number)
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, int64, TABLE, int64, int64, *5 * (BLOCK,), boolean, boolean), inner=True)
 def _code_group(
     coder: Coder, group: int, colour: int, component: int, table: np.ndarray, number: int, so_far: int,
     block: np.ndarray, above: np.ndarray, left: np.ndarray, corner: np.ndarray, other: np.ndarray,
@@ -280,7 +297,7 @@ def _code_group(
         block[place] = value
 
 
-@compiled
+@compiled_as(void(CODER, int64, int64, TABLE, int64, int64, BLOCK, BLOCK, BLOCK, boolean, boolean), inner=True)
 def _code_dc(
     coder: Coder, colour: int, component: int, table: np.ndarray, change: int, so_far: int,
     block: np.ndarray, above: np.ndarray, left: np.ndarray, has_above: bool, has_left: bool,
@@ -320,7 +337,7 @@ def _code_dc(
     block[0] = guess + value
 
 
-@compiled
+@compiled_as(void(CODER, int64, TABLE, PLANE, PLANE))
 def _code_plane(coder: Coder, component: int, table: np.ndarray, plane: np.ndarray, others: np.ndarray) -> None:
     """Code a plane of blocks, row by row; when decoding, into the plane.
 
@@ -372,7 +389,7 @@ def encode_planes(quality: int, planes: Planes, room: int) -> bytes | None:
     Returns:
         The code, or None where it is longer. Zeros at its end are left out; whoever reads past the end reads zeros.
     """
-    coder = _new_coder(np.zeros(room, np.uint8), decode=False, prior=_prior())
+    coder = _new_coder(np.zeros(room, np.uint8), decode=False, model=_known_model())
     _code_planes(coder, quality, planes)
     low, n_bytes = int(coder.state[0]), int(coder.state[4])
     if n_bytes >= room:
@@ -395,7 +412,7 @@ def decode_planes(code: bytes, quality: int, shapes: Sequence[tuple[int, int]]) 
     """
     luma, blue, red = (np.zeros((*shape, 64), np.int16) for shape in shapes)
     # A copy, because the compiled code takes arrays that can be written to.
-    coder = _new_coder(np.frombuffer(code, np.uint8).copy(), decode=True, prior=_prior())
+    coder = _new_coder(np.frombuffer(code, np.uint8).copy(), decode=True, model=_known_model())
     return _code_planes(coder, quality, (luma, blue, red))
 
 
@@ -409,11 +426,11 @@ def learn_prior(pictures: Iterable[JpegPicture], least_uses: int = 60) -> np.nda
     Returns:
         What `PRIOR` holds: uint8, 0 where unknown.
     """
-    nothing = np.zeros(NODES << LOG_ROWS, np.uint8)
-    learnt = _new_coder(np.zeros(0, np.uint8), decode=False, prior=nothing)
+    model = _model(np.zeros(NODES << LOG_ROWS, np.uint8))
     for picture in pictures:
-        coder = _new_coder(np.zeros(0, np.uint8), decode=False, prior=nothing)
-        learnt = coder._replace(probabilities=learnt.probabilities, counts=learnt.counts)
+        learnt = _new_coder(np.zeros(0, np.uint8), decode=False, model=model)
         _code_planes(learnt, picture.quality, picture.planes)
-    levels = (STRETCH[learnt.probabilities >> 4] + LEVEL // 2) // LEVEL + 17
-    return np.where(learnt.counts > least_uses, levels, 0).astype(np.uint8)
+        model = learnt.probabilities, learnt.counts
+    probabilities, counts = model
+    levels = (STRETCH[probabilities >> 4] + LEVEL // 2) // LEVEL + 17
+    return np.where(counts > least_uses, levels, 0).astype(np.uint8)

@@ -119,8 +119,6 @@ def compress(
         ValueError: A setting is out of range, or the picture or its metadata too large for the format.
     """
     codec = LRCodec(scale, base, quality)
-    if codec.scale > MAX_SCALE:
-        raise ValueError(f"a file takes scales of 1 to {MAX_SCALE}, got {scale}")
     lr_stream = codec.encode(image)
     weights = choose_weights(codec.scale, base, purpose) if weights is None else weights
     return pack(lr_stream, image.shape[:2], codec.scale, base, weights, abbreviated, metadata or Metadata())
@@ -150,12 +148,19 @@ def pack(
         The file.
 
     Raises:
-        ValueError: The weights are for another scale or have a name that does not fit, or the metadata are too large.
+        ValueError: The scale or the base codec is unknown, the LR stream is none of that size, the weights are for
+            another scale or have a name that does not fit, or the metadata are too large.
     """
+    if not 1 <= scale <= MAX_SCALE:
+        raise ValueError(f"a file takes scales of 1 to {MAX_SCALE}, got {scale}")
+    if base not in BASES:
+        raise ValueError(f"a file takes the base codecs {', '.join(BASES)}, got {base!r}")
     if weights.path is not None and weights.scale != scale:
         raise ValueError(f"the weights {weights.name!r} are for scale {weights.scale}, not {scale}")
     height, width = hr_size
     lr_size = (-(-height // scale), -(-width // scale))
+    if (size := _stream_size(lr_stream, base)) != lr_size:
+        raise ValueError(f"the LR stream has {size[1]} x {size[0]} pixels, not {lr_size[1]} x {lr_size[0]}")
     short = abbreviate(lr_stream, base, lr_size) if abbreviated else None
     flags = BASES.index(base) | (scale - 1) << 4
     flags |= (_ABBREVIATED if short is not None else 0) | (_METADATA if metadata else 0)
@@ -234,6 +239,8 @@ def read_lr_stream(content: Content, max_pixels: int = MAX_PIXELS) -> bytes:
         size = _stream_size(stream, header.base)
     except (AbbreviationError, JpegStreamError) as error:
         raise FileFormatError(f"the LR stream is damaged: {error}") from error
+    except MemoryError as error:
+        raise FileFormatError(f"there is too little memory for {header.width} x {header.height} pixels") from error
     except ValueError as error:
         raise FileFormatError(str(error)) from error
     if size != header.lr_size:
@@ -375,10 +382,10 @@ def _unpack_metadata(packed: bytes) -> Metadata:
     """Colour profile and EXIF."""
     inflater = zlib.decompressobj()
     try:
-        chunk = inflater.decompress(packed, MAX_METADATA)
+        chunk = inflater.decompress(packed, MAX_METADATA + 1)
     except zlib.error as error:
         raise FileFormatError(f"the metadata are damaged ({error})") from error
-    if not inflater.eof or inflater.unused_data:
+    if not inflater.eof or inflater.unused_data or len(chunk) > MAX_METADATA:
         raise FileFormatError(f"the metadata are cut off, or have more than {MAX_METADATA} bytes")
     reader = _Reader(chunk)
     return Metadata(reader.take(reader.varint()), reader.rest())

@@ -6,15 +6,18 @@ For files of one interleaved scan with 4:2:0 chroma: an MCU is four blocks of lu
 from __future__ import annotations
 
 import numpy as np
+from numba import boolean, int16, int64, types, uint8
 
-from rlsr_env.cores import compiled
+from rlsr_env.cores import compiled_as
 
 BLOCKS_OF_MCU = 6
 # The categories that a baseline file may hold: of the differences of DC coefficients, and of AC coefficients.
 MAX_DC_BITS, MAX_AC_BITS = 11, 10
+# What Numba calls bytes that are only read.
+BYTES = types.Array(uint8, 1, "C", readonly=True)
 
 
-@compiled
+@compiled_as(boolean(BYTES, int64[:, ::1], uint8[:, ::1], int64[::1], int16[:, :, ::1]))
 def read_scan(scan: np.ndarray, counts: np.ndarray, symbols: np.ndarray, order: np.ndarray, mcus: np.ndarray) -> bool:
     """Decode a scan.
 
@@ -86,7 +89,7 @@ def read_scan(scan: np.ndarray, counts: np.ndarray, symbols: np.ndarray, order: 
     return True
 
 
-@compiled
+@compiled_as(int64(int64), inner=True)
 def _bit_length(value: int) -> int:
     """Bits of a number of 0 or more."""
     bits = 0
@@ -96,7 +99,7 @@ def _bit_length(value: int) -> int:
     return bits
 
 
-@compiled
+@compiled_as(int64(int16[:, :, ::1], int64[::1], *3 * (int64[:, ::1],), uint8[::1]))
 def write_scan(
     mcus: np.ndarray, order: np.ndarray, codes: np.ndarray, lengths: np.ndarray, uses: np.ndarray, scan: np.ndarray
 ) -> int:

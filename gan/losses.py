@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Metrics = dict[str, Tensor]
+PixelLoss = Callable[[Tensor, Tensor], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ def l1_loss(sr_image: Tensor, hr_image: Tensor) -> tuple[Tensor, Metrics]:
     return loss, {"gan/l1": loss.detach()}
 
 
+def charbonnier_loss(sr_image: Tensor, hr_image: Tensor) -> tuple[Tensor, Metrics]:
+    """Mean absolute error, made smooth at zero, of pictures `(B, 3, H, W)` in [0, 1] (Lai et al. 2017, sec. 3.3)."""
+    loss = ((sr_image - hr_image).square() + 1e-6).sqrt().mean()
+    return loss, {"gan/charbonnier": loss.detach()}
+
+
 def adversarial_loss(fake_logits: Tensor) -> tuple[Tensor, Metrics]:
     """The generator's side of Savioli 2019, eq. 1, in the form -log D(G(LR)).
 
@@ -78,3 +86,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor
         "gan/d_real": torch.sigmoid(real_logits.detach()).mean(),
         "gan/d_fake": torch.sigmoid(fake_logits.detach()).mean(),
     }
+
+
+# By name, for command lines: what a generator can be trained with before, or without, a discriminator.
+PIXEL_LOSSES: dict[str, PixelLoss] = {"l1": l1_loss, "charbonnier": charbonnier_loss, "mse": mse_loss}

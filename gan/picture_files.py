@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,14 @@ MAX_PIXELS = 1 << 28
 # What tags of a TIFF file say about how its pixels lie there (TIFF 6.0), and the orientation: load_image turns pixels.
 _LAYOUT_TAGS = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, *range(320, 326), 330, 338, 339}
 _LAYOUT_TAGS |= {347, 513, 514, *range(529, 533)}
+
+
+# How formats that lose something are written, so that what was restored is hardly lost again.
+LOSSY_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 95, "subsampling": "4:4:4"},
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ def load_picture(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
         try:
             with Image.open(file) as image:
                 width, height = image.size
-                metadata = Metadata(image.info.get("icc_profile") or b"", _descriptive_exif(image.getexif()))
+                metadata = Metadata(_rgb_profile(image, path), _descriptive_exif(image.getexif()))
         except DECODE_ERRORS as error:
             raise ValueError(
                 f"cannot decode {os.fspath(path)}: {error or type(error).__name__}; expected a whole picture file"
@@ -90,6 +100,7 @@ def save_picture(path: str | os.PathLike[str], picture: Picture) -> None:
 
     Raises:
         ValueError: Pillow writes no such format, or not this picture in it.
+        OSError: The folder cannot be written to.
     """
     suffix = Path(path).suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
@@ -97,13 +108,23 @@ def save_picture(path: str | os.PathLike[str], picture: Picture) -> None:
         raise ValueError(
             f"{os.fspath(path)}: no picture format is called {suffix or 'nothing'}; give .png, for example"
         )
-    options = {"icc_profile": picture.metadata.icc_profile, "exif": picture.metadata.exif}
-    given = {name: value for name, value in options.items() if value}
+    options: dict[str, Any] = {"icc_profile": picture.metadata.icc_profile, "exif": picture.metadata.exif}
+    given = {name: value for name, value in options.items() if value} | LOSSY_OPTIONS.get(file_format, {})
     image = Image.fromarray(picture.image)
     try:
         write_whole(path, lambda file: image.save(file, file_format, **given))
     except (KeyError, ValueError, SystemError) as error:
         raise ValueError(f"cannot write {os.fspath(path)}: {error}") from error
+
+
+def _rgb_profile(image: Image.Image, path: str | os.PathLike[str]) -> bytes:
+    """The colour profile, where it is one of RGB pixels (ICC.1:2022, 7.2.6); the pixels of all pictures become RGB."""
+    profile: bytes = image.info.get("icc_profile") or b""
+    if profile and profile[16:20] != b"RGB ":
+        space = profile[16:20].decode("ascii", "replace").strip()
+        warnings.warn(f"left out the colour profile of {os.fspath(path)}: it is for {space}, not for RGB", stacklevel=3)
+        return b""
+    return profile
 
 
 def _descriptive_exif(exif: Image.Exif) -> bytes:

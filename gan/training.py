@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gan.generator import Generator
-from gan.losses import Metrics, l1_loss
+from gan.losses import PIXEL_LOSSES, Metrics
 from rlsr_env.patches import PatchSource, to_float
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -88,8 +89,38 @@ def moving_average(generator: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(generator, multi_avg_fn=average, use_buffers=True)
 
 
+@dataclass(frozen=True)
+class LatePhase:
+    """How the last part of a `Pretraining` differs: larger patches, whose borders weigh less, and another loss.
+
+    Attributes:
+        sampler: Its batches.
+        share: Of all updates, at the end; in [0, 1].
+        loss: One of `PIXEL_LOSSES`.
+
+    Raises:
+        ValueError: For a share outside [0, 1] or an unknown loss.
+    """
+
+    sampler: PatchSampler
+    share: float
+    loss: str = "l1"
+
+    def __post_init__(self) -> None:
+        """Check share and loss."""
+        if not 0.0 <= self.share <= 1.0:
+            raise ValueError(f"the late phase's share must be in [0, 1], got {self.share!r}")
+        check_loss(self.loss)
+
+
+def check_loss(name: str) -> None:
+    """Refuse the name of a pixel loss that there is not."""
+    if name not in PIXEL_LOSSES:
+        raise ValueError(f"unknown loss {name!r}; known: {', '.join(PIXEL_LOSSES)}")
+
+
 class Pretraining:
-    """First stage: the generator alone, mean absolute error, Adam with a cosine schedule, moving average.
+    """First stage: the generator alone, a pixel loss, Adam with a cosine schedule, moving average.
 
     Every published SRGAN starts from such a network (Ledig et al. 2017, sec. 3.2).
     """
@@ -101,6 +132,8 @@ class Pretraining:
         n_updates: int,
         learning_rate: float = 5e-4,
         ema_decay: float = 0.999,
+        loss: str = "l1",
+        late: LatePhase | None = None,
     ) -> None:
         """Prepare the stage.
 
@@ -110,11 +143,18 @@ class Pretraining:
             n_updates: Length of the stage, and of the cosine schedule.
             learning_rate: Adam's, at its height (after a short warm-up).
             ema_decay: Of the moving average.
+            loss: One of `PIXEL_LOSSES`.
+            late: What the last updates do otherwise.
 
         Raises:
-            ValueError: Where the sampler's scale differs from the generator's.
+            ValueError: Where a sampler's scale differs from the generator's, or for an unknown loss.
         """
         check_scale(generator, sampler)
+        check_loss(loss)
+        if late is not None:
+            check_scale(generator, late.sampler)
+        self.loss = loss
+        self.late = late
         self.generator = generator
         self.sampler = sampler
         self.n_updates = n_updates
@@ -129,10 +169,13 @@ class Pretraining:
         self.ema = moving_average(generator, ema_decay)
 
     def update(self) -> Metrics:
-        """One update; returns the loss as `{"gan/l1": ...}`."""
-        lr_image, hr_image = self.sampler.batch()
+        """One update; returns the loss, by default as `{"gan/l1": ...}`."""
+        sampler, name = self.sampler, self.loss
+        if self.late is not None and self.n_done >= round((1 - self.late.share) * self.n_updates):
+            sampler, name = self.late.sampler, self.late.loss
+        lr_image, hr_image = sampler.batch()
         self.generator.train()
-        loss, metrics = l1_loss(self.generator(lr_image), hr_image)
+        loss, metrics = PIXEL_LOSSES[name](self.generator(lr_image), hr_image)
         self.generator.eval()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -155,6 +198,7 @@ class Pretraining:
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict(),
             "sampler": self.sampler.state_dict(),
+            "late_sampler": None if self.late is None else self.late.sampler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -165,6 +209,8 @@ class Pretraining:
         self.schedule.load_state_dict(state["schedule"])
         self.ema.load_state_dict(state["ema"])
         self.sampler.load_state_dict(state["sampler"])
+        if self.late is not None and state["late_sampler"] is not None:
+            self.late.sampler.load_state_dict(state["late_sampler"])
 
 
 def averaged_generator(ema: AveragedModel) -> Generator:

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from gan.generator import Generator
 from gan.precision import choose_compute_dtype, choose_device
-from gan.tiling import DEFAULT_TILE, TiledDecoder, receptive_radius, self_ensemble
+from gan.tiling import DEFAULT_TILE, TiledDecoder, grid_step, receptive_radius, self_ensemble
 from gan.weights import load_generator, read_card
 from rlsr_env.codec import BASE_CODECS
 from rlsr_env.resample import KERNELS, upsample
@@ -126,7 +127,8 @@ def choose_weights(scale: int, base: str, purpose: str = "psnr", folders: Sequen
         folders: Where to look; `weights_folders()` where not given.
 
     Returns:
-        The first weights for all three, by name; Lanczos where there are none.
+        The first weights for all three, by name; where there are none for that purpose, those for `"psnr"`; where there
+        are none either, Lanczos.
 
     Raises:
         ValueError: For an unknown purpose or base codec.
@@ -135,9 +137,11 @@ def choose_weights(scale: int, base: str, purpose: str = "psnr", folders: Sequen
         raise ValueError(f"unknown purpose {purpose!r}; known: {', '.join(PURPOSES)}")
     if base not in BASE_CODECS:
         raise ValueError(f"unknown base codec {base!r}; known: {', '.join(BASE_CODECS)}")
-    for weights in list_weights(folders):
-        if (weights.scale, weights.base_codec, weights.purpose) == (scale, base, purpose):
-            return weights
+    fitting = [weights for weights in list_weights(folders) if (weights.scale, weights.base_codec) == (scale, base)]
+    for wanted in (purpose, "psnr"):
+        for weights in fitting:
+            if weights.purpose == wanted:
+                return weights
     return LANCZOS_WEIGHTS
 
 
@@ -204,14 +208,13 @@ def load_decoder(
         return TiledDecoder(partial(upsample, scale=scale), scale, radius, tile, device)
     if weights.scale != scale:
         raise ValueError(f"the weights {weights.name!r} are for scale {weights.scale}, the picture has scale {scale}")
-    generator, radius = _load_network(weights.path, weights.sha256, device, choose_compute_dtype(device, precision))
-    return TiledDecoder(self_ensemble(generator) if ensemble else generator, scale, radius, tile, device)
+    generator = _load_network(weights.path, weights.sha256, device, choose_compute_dtype(device, precision))
+    step = grid_step(generator)
+    decoder = self_ensemble(generator, step) if ensemble else generator
+    return TiledDecoder(decoder, scale, receptive_radius(generator), tile, device, step)
 
 
 @lru_cache(maxsize=8)
-def _load_network(
-    path: Path, sha256: bytes, device: torch.device, compute_dtype: torch.dtype
-) -> tuple[torch.nn.Module, int]:
-    """A network, ready to run, and its receptive radius; kept for the next picture."""
-    generator = load_generator(path)
-    return generator.to(device).set_compute_dtype(compute_dtype), receptive_radius(generator)
+def _load_network(path: Path, sha256: bytes, device: torch.device, compute_dtype: torch.dtype) -> Generator:
+    """A network, ready to run; kept for the next picture."""
+    return load_generator(path).to(device).set_compute_dtype(compute_dtype)

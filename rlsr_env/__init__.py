@@ -29,3 +29,13 @@ for _id, _settings in ENVIRONMENTS.items():
             vector_entry_point="rlsr_env.vector_env:RestorationVectorEnv",
             kwargs=_settings,
         )
+
+# A class of its own: it stores whole pictures, where the others restore patches.
+RATE_CONTROL = "rlsr/RateControl-v0"
+
+if RATE_CONTROL not in registry:
+    register(
+        id=RATE_CONTROL,
+        entry_point="rlsr_env.rate_env:RateControlEnv",
+        vector_entry_point="rlsr_env.rate_control:RateControlVectorEnv",
+    )

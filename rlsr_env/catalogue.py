@@ -120,20 +120,21 @@ def environment_facts(id: str) -> EnvironmentFacts:
     entry: Any = spec.entry_point
     env_class = load_env_creator(entry) if isinstance(entry, str) else entry
     vector_env: Any = gymnasium.make_vec(id, num_envs=1, images=_Blank()).unwrapped
-    task = type(vector_env.task)
+    # An environment without tasks is described by its own class.
+    task = type(vector_env.task) if hasattr(vector_env, "task") else None
     arguments = _arguments(type(vector_env), spec.kwargs)
     defaults = {argument.name: argument.default for argument in arguments}
     return EnvironmentFacts(
         id=id,
-        summary=_paragraphs(task)[0],
-        description="\n\n".join([*_paragraphs(task)[1:], *_paragraphs_about(id, env_class)]),
+        summary=_paragraphs(task or env_class)[0],
+        description="\n\n".join([*_paragraphs(task or env_class)[1:], *_paragraphs_about(id, env_class)]),
         observation_space=vector_env.single_observation_space,
         action_space=vector_env.single_action_space,
         episode_length=vector_env.episode_length,
         metric=vector_env.metric.name,
-        reward=defaults["reward"],
+        reward=defaults["reward"] if task else vector_env.reward_name,
         arguments=arguments,
-        task_options=_task_options(task, spec.kwargs),
+        task_options=_task_options(task, spec.kwargs) if task else (),
     )
 
 
@@ -184,7 +185,7 @@ def _task_options(task: Any, settings: dict[str, Any]) -> tuple[Argument, ...]:
 
 def _paragraphs(thing: Any) -> list[str]:
     """The paragraphs of a docstring before its first section, each in one line."""
-    text = re.split(r"\n\n(?:[A-Z]\w+:\n|```)", inspect.getdoc(thing) or "")[0]
+    text = re.split(r"\n\n(?:[A-Z]\w+:\n|```|## )", inspect.getdoc(thing) or "")[0]
     return [re.sub(r"\s+", " ", paragraph) for paragraph in text.split("\n\n")]
 
 

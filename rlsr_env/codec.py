@@ -156,6 +156,26 @@ class LRCodec:
             raise ValueError(f"these {len(data)} bytes are no whole {self.base} picture: {error}") from error
 
 
+@dataclass(frozen=True)
+class LosslessLRCodec(LRCodec):
+    """Downsampling alone, stored as a PNG, as in papers on super-resolution; `base` and `quality` do not count."""
+
+    def compress(self, lr_image: np.ndarray) -> bytes:
+        """Stores an LR picture `(h, w, 3)` uint8 as it is; see `LRCodec.compress`."""
+        _check_picture("lr_image", lr_image)
+        file = io.BytesIO()
+        Image.fromarray(lr_image).save(file, "PNG")
+        return file.getvalue()
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Reads what `compress` made; see `LRCodec.decode`."""
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+                return np.array(image.convert("RGB"))
+        except DECODE_ERRORS as error:
+            raise ValueError(f"these {len(data)} bytes are no whole png picture: {error}") from error
+
+
 def bits_per_pixel(data: bytes, hr_shape: Sequence[int]) -> float:
     """Rate of a file, counted over the pixels of the HR image that it stands for.
 

@@ -50,11 +50,34 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The compiled function.
     """
+    return _compile(function, ())
+
+
+def compiled_as(signature: Any, inner: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `compiled`, for arguments of given types, and at once.
+
+    Where compiled functions call each other, Numba else compiles each of them again for every constant it is called
+    with.
+
+    Args:
+        signature: Numba's types of result and arguments.
+        inner: Whether only compiled functions call it; spares the way in from Python.
+
+    Returns:
+        A decorator.
+    """
+    settings = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True} if inner else {}
+    return lambda function: _compile(function, (signature,), **settings)
+
+
+def _compile(function: Callable[..., Any], signatures: tuple[Any, ...], **settings: Any) -> Callable[..., Any]:
+    """Compile a function and keep the result on disk where possible."""
     import numba  # only here: it takes its time, and most metrics need none of it
 
     # Without NaN and signed zero, a minimum is one instruction on many numbers. The order of sums stays as written.
-    settings: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy"}
+    settings |= {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy"}
+    njit: Callable[..., Any] = numba.njit
     try:
-        return numba.njit(cache=True, **settings)(function)
+        return njit(*signatures, cache=True, **settings)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return numba.njit(**settings)(function)
+        return njit(*signatures, **settings)(function)

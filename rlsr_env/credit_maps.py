@@ -25,10 +25,9 @@ STRIDES = (4, 2, 1, 1, 1)
 
 
 def dtw_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
-    """Dynamic time warping: a block has the mean distance of its rows and of its columns, over half the line's length.
+    """Dynamic time warping: a block has the costs of its own pixels on the best paths of their rows and columns.
 
-    A line's distance cannot be shared out further, so the credit is that of whole lines; the mean over the blocks is
-    the metric exactly.
+    The mean over the blocks is the metric exactly.
 
     Args:
         sr_image: `(K * P, 3, H, W)` in [0, 1].
@@ -37,17 +36,16 @@ def dtw_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     Returns:
         `(K * P, H / 8, W / 8)` float32.
     """
-    from rlsr_env.dtw import line_distances  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.dtw import line_shares  # compiled by Numba, which takes its time to be imported
 
     n_samples = len(sr_image) // len(hr_image)
     sr_luma, hr_luma = luma(sr_image), luma(hr_image.repeat(n_samples, 1, 1, 1))
     batch, height, width = sr_luma.shape
-    rows = line_distances(sr_luma.reshape(-1, width), hr_luma.reshape(-1, width)).reshape(batch, height) / width
+    rows = line_shares(sr_luma.reshape(-1, width), hr_luma.reshape(-1, width)).reshape(batch, height, width)
     sr_luma, hr_luma = sr_luma.swapaxes(1, 2), hr_luma.swapaxes(1, 2)
-    columns = line_distances(sr_luma.reshape(-1, height), hr_luma.reshape(-1, height)).reshape(batch, width) / height
-    of_rows = rows.reshape(batch, -1, 1, BLOCK).mean(3)
-    of_columns = columns.reshape(batch, 1, -1, BLOCK).mean(3)
-    return torch.from_numpy((of_rows + of_columns) / 2).to(sr_image.device, torch.float32)
+    columns = line_shares(sr_luma.reshape(-1, height), hr_luma.reshape(-1, height)).reshape(batch, width, height)
+    of_pixels = torch.from_numpy((rows + columns.swapaxes(1, 2)) / 2)
+    return functional.avg_pool2d(of_pixels[:, None], BLOCK)[:, 0].to(sr_image.device, torch.float32)
 
 
 def edge_f1_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from rlsr_env.black_box_metrics import (
 from rlsr_env.block_maps import squared_error_map, ssim_map
 from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
 from rlsr_env.haarpsi_map import haarpsi_map
+from rlsr_env.jpeg_map import jpeg_bytes_map
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures
 from rlsr_env.structural_similarity import StructuralSimilarity, ssim
@@ -444,7 +445,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "jpeg_bytes", jpeg_bytes, higher_is_better=False, differentiable=False, unit="bytes",
-            source="Pillow, quality 75", value_range=(0, math.inf),
+            source="Pillow, quality 75", block_map=jpeg_bytes_map, value_range=(0, math.inf),
         ),
         Metric(
             "ssimulacra2", ssimulacra2, differentiable=False, min_size=8, source="Sneyers 2022, as in ssimulacra2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -86,24 +87,17 @@ class PatchSource:
         Raises:
             ValueError: For a patch size below 1, no quality at all, or a picture smaller than a patch.
         """
-        if lr_patch_size < 1:
-            raise ValueError(f"lr_patch_size must be 1 or more, got {lr_patch_size}")
         qualities = tuple(qualities) if qualities is not None else (codec.quality,)
         if not qualities:
             raise ValueError("qualities is empty; give at least one quality")
         self.codecs = tuple(replace(codec, quality=quality) for quality in qualities)
         self.codec = self.codecs[0]
         self.qualities = qualities
-        self.lr_patch_size = lr_patch_size
-        self.hr_patch_size = lr_patch_size * codec.scale
         self.uris = images.uris
         self.device = _usable(device)
-        for uri, image in zip(images.uris, images.images, strict=True):
-            if min(image.shape[:2]) < self.hr_patch_size:
-                raise ValueError(
-                    f"{uri} is {image.shape[1]}x{image.shape[0]}, smaller than a patch of {self.hr_patch_size} pixels; "
-                    f"take a smaller lr_patch_size or leave the picture out"
-                )
+        self._uniform_share = uniform_share
+        self._hr_sizes = [image.shape[:2] for image in images.images]
+        self._set_size(lr_patch_size)
 
         with ThreadPoolExecutor() as pool:  # Pillow's codecs release the GIL
             coded = list(pool.map(self._code, images.images))
@@ -116,7 +110,40 @@ class PatchSource:
         self._hr_start = np.cumsum(hr_pixels) - hr_pixels
         self._lr = self._flat([lr for lr_images, _ in coded for lr in lr_images])
         self._hr = self._flat(list(images.images))
-        self._index_patches([lr_images[0] for lr_images, _ in coded], images.images, uniform_share)
+        self._index_patches()
+
+    def resized(self, lr_patch_size: int) -> PatchSource:
+        """The same pixels, in patches of another size.
+
+        Args:
+            lr_patch_size: Side of an LR patch, pixels.
+
+        Raises:
+            ValueError: For a size below 1, or a picture smaller than a patch.
+        """
+        other = copy.copy(self)
+        other._set_size(lr_patch_size)
+        other._index_patches()
+        return other
+
+    def _set_size(self, lr_patch_size: int) -> None:
+        """Take a size of patches, if all pictures are large enough for it."""
+        if lr_patch_size < 1:
+            raise ValueError(f"lr_patch_size must be 1 or more, got {lr_patch_size}")
+        self.lr_patch_size = lr_patch_size
+        self.hr_patch_size = lr_patch_size * self.codec.scale
+        for uri, (height, width) in zip(self.uris, self._hr_sizes, strict=True):
+            if min(height, width) < self.hr_patch_size:
+                raise ValueError(
+                    f"{uri} is {width}x{height}, smaller than a patch of {self.hr_patch_size} pixels; "
+                    f"take a smaller lr_patch_size or leave the picture out"
+                )
+
+    def _lr_picture(self, number: int) -> np.ndarray:
+        """An LR picture of the first quality, `(h, w, 3)` uint8."""
+        start, width = int(self._lr_start[number, 0]), int(self._lr_width[number])
+        height = -(-self._hr_sizes[number][0] // self.codec.scale)
+        return self._lr[start : start + height * width].reshape(height, width, 3).cpu().numpy()
 
     def _code(self, hr_image: np.ndarray) -> tuple[list[np.ndarray], list[int]]:
         """LR pictures as they come out of their files, and the files' sizes, one per quality."""
@@ -128,28 +155,28 @@ class PatchSource:
         """All pixels one after the other, `(pixels, 3)` uint8."""
         return torch.from_numpy(np.concatenate([picture.reshape(-1, 3) for picture in pictures])).to(self.device)
 
-    def _index_patches(
-        self, lr_images: list[np.ndarray], hr_images: Sequence[np.ndarray], uniform_share: float
-    ) -> None:
+    def _index_patches(self) -> None:
         """Candidate corners on a grid in every picture, and the distribution to draw them from."""
         size, scale = self.lr_patch_size, self.codec.scale
         self._stride = max(1, size // 4)
         picture, top, left, energy = [], [], [], []
-        for number, (lr_image, hr_image) in enumerate(zip(lr_images, hr_images, strict=True)):
+        for number, (height, width) in enumerate(self._hr_sizes):
             # The last LR row or column may cover padding where the size is no multiple of the scale: leave it out.
-            last_top, last_left = hr_image.shape[0] // scale - size, hr_image.shape[1] // scale - size
+            last_top, last_left = height // scale - size, width // scale - size
             rows, columns = np.arange(0, last_top + 1, self._stride), np.arange(0, last_left + 1, self._stride)
             tops, lefts = np.repeat(rows, columns.size), np.tile(columns, rows.size)
             picture.append(np.full(tops.size, number))
             top.append(tops)
             left.append(lefts)
-            energy.append(_patch_means(_gradient_energy(lr_image), size, tops, lefts))
+            energy.append(_patch_means(_gradient_energy(self._lr_picture(number)), size, tops, lefts))
         self._picture, self._top, self._left = (np.concatenate(part) for part in (picture, top, left))
         weights = np.concatenate(energy)
-        weights = weights + uniform_share * weights.mean() + 1e-12  # the last term: pictures that are flat throughout
+        weights = (
+            weights + self._uniform_share * weights.mean() + 1e-12
+        )  # the last term: pictures that are flat throughout
         self._cumulative = np.cumsum(weights) / weights.sum()
-        self._last_top = np.array([image.shape[0] // scale - size for image in hr_images])
-        self._last_left = np.array([image.shape[1] // scale - size for image in hr_images])
+        self._last_top = np.array([height // scale - size for height, _ in self._hr_sizes])
+        self._last_left = np.array([width // scale - size for _, width in self._hr_sizes])
 
     def __len__(self) -> int:
         """Number of pictures."""

@@ -45,6 +45,12 @@ def _picture(height: int, width: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def hr_pictures() -> list[np.ndarray]:
+    """Two pictures that are just large enough for MS-SSIM, of sides that no scale divides."""
+    return [_picture(163, 181, 0), _picture(171, 165, 1)]
+
+
+@pytest.fixture(scope="session")
 def patch_source() -> PatchSource:
     """LR patches of 8 pixels at scale 2, from three pictures of 64 to 96 pixels."""
     sizes = [(64, 80), (96, 64), (72, 72)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlsr_env.black_box_metrics import dtw
 from rlsr_env.canny import edge_maps
 from rlsr_env.codec import LRCodec
-from rlsr_env.dtw import LANES, line_distances
+from rlsr_env.dtw import LANES, line_distances, line_shares
 from rlsr_env.metrics import METRICS, metric
 
 SEEDS = st.integers(min_value=0, max_value=2**31 - 1)
@@ -84,6 +84,38 @@ def test_warping_distances_agree_with_dtaidistance(seed: int, n_lines: int, leng
             one[line], other[line], window=None if window is None else window + 1, inner_dist="euclidean"
         )
         assert distances[line] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shares"),
+    [
+        ([1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [0.0, 0.0, 0.0]),
+        ([0.0, 0.0, 3.0], [1.0, 3.0, 3.0], [1.0, 1.0, 0.0]),  # the second point is nearer to 1 than to 3
+        ([5.0], [2.0], [3.0]),
+        ([0.0, 9.0], [1.0, 9.0], [1.0, 0.0]),
+    ],
+)
+def test_shares_of_a_warping_distance_worked_by_hand(one: list[float], other: list[float], shares: list[float]) -> None:
+    assert line_shares(np.array([one]), np.array([other])).tolist() == [shares]
+
+
+@pytest.mark.parametrize(("seed", "n_lines", "length"), [(0, 1, 7), (1, 40, 24), (2, 70, 33)])
+def test_shares_sum_up_to_the_warping_distance(seed: int, n_lines: int, length: int) -> None:
+    one, other = np.random.default_rng(seed).random((2, n_lines, length))
+    shares = line_shares(one, other)
+    assert (shares >= 0).all()
+    np.testing.assert_allclose(shares.sum(1), line_distances(one, other), rtol=1e-12)
+
+
+def test_a_points_share_changes_with_the_point() -> None:
+    one, other = np.random.default_rng(3).random((2, 1, 20))
+    before = line_shares(one, other)
+    for point in range(20):
+        moved = one.copy()
+        moved[0, point] += 1e-6  # too little to make another path the best one
+        change = line_shares(moved, other) - before
+        assert np.delete(change, point) == pytest.approx(0.0, abs=1e-12)
+        assert change.sum() == pytest.approx(float((line_distances(moved, other) - line_distances(one, other))[0]))
 
 
 def test_warping_distances_of_one_line_do_not_depend_on_the_others() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlsr_env import cores
-from rlsr_env.cores import available_cores, compiled, share_out
+from rlsr_env.cores import available_cores, compiled, compiled_as, share_out
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin a process to cores")
@@ -79,3 +79,21 @@ def test_where_nothing_can_be_kept_on_disk_functions_are_compiled_all_the_same(m
 
     assert compiled(twice)(np.array([1.0, 2.0])) == 6
     assert asked == [True, False]
+
+
+def test_a_function_with_a_signature_is_compiled_once_for_all_its_callers() -> None:
+    from numba import int64
+
+    @compiled_as(int64(int64, int64), inner=True)
+    def power(base: int, exponent: int) -> int:
+        result = 1
+        for _ in range(exponent):
+            result *= base
+        return result
+
+    @compiled_as(int64(int64))
+    def sum_of_powers(base: int) -> int:
+        return power(base, 2) + power(base, 3) + power(2, base)
+
+    assert sum_of_powers(5) == 25 + 125 + 32
+    assert len(power.signatures) == len(sum_of_powers.signatures) == 1

@@ -20,7 +20,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor, nn
 
-from rlsr_env import ENVIRONMENTS
+from rlsr_env import ENVIRONMENTS, RATE_CONTROL
 from rlsr_env.codec import LRCodec
 from rlsr_env.env import RestorationEnv
 from rlsr_env.images import DecodedImages, FolderImages
@@ -141,7 +141,7 @@ def play(env: gymnasium.Env, n_steps: int, seed: int) -> list[Any]:
 
 
 def test_the_ids_are_these() -> None:
-    assert set(ENVIRONMENTS) == {env_id for env_id in registry if env_id.startswith("rlsr/")}
+    assert {*ENVIRONMENTS, RATE_CONTROL} == {env_id for env_id in registry if env_id.startswith("rlsr/")}
     assert set(ENVIRONMENTS) == {"rlsr/PSNRPrediction-v0", "rlsr/SuperResolution-v0", "rlsr/DetailControl-v0"}
 
 

@@ -18,7 +18,7 @@ from rlsr_env.images import image_set, image_set_names
 from rlsr_env.metrics import METRICS, register_metric
 from rlsr_env.rewards import REWARDS
 
-IDS = sorted(rlsr_env.ENVIRONMENTS)
+IDS = sorted([*rlsr_env.ENVIRONMENTS, rlsr_env.RATE_CONTROL])
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

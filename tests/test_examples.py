@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agents.rate_policy import RatePolicy
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHARE = r"([+-]\d\.\d{4}) +(-?\d+)% of the oracle's ([+-]\d\.\d{4})"
 
@@ -169,3 +171,20 @@ def test_algorithms_learn_more_than_the_best_constant_action(name: str, tmp_path
     results = results_of(tmp_path)
     gain = results["algorithms"][name]["gain"]
     assert gain > results["yardsticks"]["best_constant"] > 0.0
+
+
+def test_train_rate_control_compares_agents_and_writes_a_policy(folder: str, tmp_path: Path) -> None:
+    printed = run(
+        "train_rate_control.py", "--images", folder, "--held-out", folder, "--file", "stream", "--crop-size", 128,
+        "--crops", 3, "--agents", "values", "ppo", "--seeds", 1, "--quick", "--tables", tmp_path / "tables", "--out",
+        tmp_path, "--policy", tmp_path / "policy.safetensors",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "rate-control-stream.json").read_text())
+    (totals,) = results["totals"].values()
+    assert set(totals) == {"values", "ppo"} and f"| {100 * totals['values']['share']:.0f} %" in printed
+    (agents,) = results["results"].values()
+    rows = [row for row in agents["values"][0]["rows"] if "unmet" not in row]
+    assert rows and all(row["policy_bytes"] <= row["bytes"] and row["policy"] <= row["oracle"] + 1e-9 for row in rows)
+    policy = RatePolicy.load(tmp_path / "policy.safetensors")
+    assert policy.card["training_pictures"] == 6 and "--quick" in policy.card["command"]
+    assert len(list((tmp_path / "tables").iterdir())) == 2

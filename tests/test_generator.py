@@ -231,7 +231,7 @@ def test_generator_joins_an_encoder_and_a_decoder_that_exist() -> None:
         ({"n_blocks": 0}, "n_blocks must be an integer of 1 or more"),
         ({"n_subpixel_layers": "8"}, "n_subpixel_layers must be an integer of 1 or more, got '8'"),
         ({"base": "nearest"}, "unknown base 'nearest'; known: none, lanczos, bicubic"),
-        ({"scale": 8, "n_subpixel_layers": 2}, "scale 8 has 3 prime factors"),
+        ({"scale": 8, "n_subpixel_layers": 2}, "an upsampling by 8 has 3 prime factors"),
     ],
 )
 def test_config_refuses_what_cannot_be_built(settings_: dict[str, object], message: str) -> None:
@@ -242,3 +242,46 @@ def test_config_refuses_what_cannot_be_built(settings_: dict[str, object], messa
 def test_unknown_preset_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown generator 'huge'; known: paper, fast"):
         GeneratorConfig.preset("huge", 4)
+
+
+@pytest.mark.parametrize("size", [(8, 10), (7, 9), (5, 8)])
+def test_unshuffled_encoder_takes_any_size_and_starts_at_the_baseline(size: tuple[int, int], torch_rng: None) -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(scale=3, channels=8, n_blocks=1, unshuffle=2, head_kernel=5))
+    lr_image = torch.rand(2, 3, *size)
+    latent = generator.encoder(lr_image)
+    assert latent.shape == (2, 8, -(-size[0] // 2), -(-size[1] // 2))
+    with torch.no_grad():
+        assert torch.equal(generator(lr_image), upsample(lr_image, 3, "lanczos"))
+        generator.decoder.layers[-1].convolution.bias.fill_(0.25)
+        detail = generator(lr_image) - upsample(lr_image, 3, "lanczos")
+    torch.testing.assert_close(detail, torch.full((2, 3, 3 * size[0], 3 * size[1]), 0.25))
+
+
+def test_unshuffled_pixels_come_back_where_they_were() -> None:
+    """With an identity in the place of the network, unshuffling and the sub-pixel layer cancel out."""
+    config = GeneratorConfig(scale=1, channels=12, n_blocks=1, unshuffle=2, head_kernel=1, base="none")
+    generator = Generator(config)
+    identity = torch.eye(12)[..., None, None]
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.zero_()
+        generator.encoder.head[0].weight.copy_(identity)
+        generator.encoder.head[1].weight.fill_(1)  # PReLU of slope 1
+        generator.decoder.layers[-1].convolution.weight[:, :, 1:2, 1:2] = identity
+    lr_image = torch.rand(1, 3, 6, 7)
+    torch.testing.assert_close(generator(lr_image), lr_image)
+    assert generator.alignment == 2
+
+
+def test_wide_preset_costs_what_the_fast_one_costs_and_holds_four_times_the_weights() -> None:
+    fast, wide = (Generator(GeneratorConfig.preset(name, 2)) for name in ("fast", "wide"))
+    sizes = [
+        sum(parameter.numel() for parameter in generator.blocks.parameters())
+        for generator in (fast.encoder, wide.encoder)
+    ]
+    assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.01)
+    with pytest.raises(ValueError, match="head_kernel must be odd, got 4"):
+        GeneratorConfig(head_kernel=4)
+    with pytest.raises(ValueError, match="unshuffle must be an integer of 1 or more, got 0"):
+        GeneratorConfig(unshuffle=0)

@@ -50,6 +50,8 @@ def test_card_says_what_it_was_given_and_which_network_and_file_it_belongs_to(sa
             "n_blocks": 1,
             "batch_norm": True,
             "n_subpixel_layers": 2,
+            "unshuffle": 1,
+            "head_kernel": 9,
             "base": "none",
         },
         "sha256": hashlib.sha256(saved.read_bytes()).hexdigest(),
