@@ -179,7 +179,14 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
     if args.quick:
         off_policy["learning_starts"] = args.n_envs
     shape = env.action_space.shape
-    noise = {"action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, 0.3))}
+    # Without entropy as a part of the reward, a critic has to see every kind of action first, or the actor follows its
+    # slope to the end of the range.
+    noise = {
+        "action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, 0.3)),
+        "learning_starts": max(args.total_timesteps // 4, args.n_envs),
+    }
+    # The default starts at 1, beside which rewards of about one a step count for little in a few hundred updates.
+    entropy = {"ent_coef": "auto_0.02"}
     settings: dict[str, dict[str, Any]] = {
         "A2C": {
             **ppo, "n_steps": 3, "learning_rate": LinearSchedule(2e-3, 0.0, 1.0), "normalize_advantage": True,
@@ -190,9 +197,9 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
         "RecurrentPPO": {
             **ppo, "batch_size": 4 * args.n_envs, "n_epochs": 5, "policy_kwargs": {**quiet, "lstm_hidden_size": 64},
         },
-        "SAC": off_policy,
-        "TQC": off_policy,
-        "CrossQ": off_policy,
+        "SAC": {**off_policy, **entropy},
+        "TQC": {**off_policy, **entropy},
+        "CrossQ": {**off_policy, **entropy},
         "TD3": {**off_policy, **noise},
         "DDPG": {**off_policy, **noise},
         "DQN": {**off_policy, "target_update_interval": 200, "exploration_fraction": 0.3},
