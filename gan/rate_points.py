@@ -128,7 +128,7 @@ def encode_jpeg2000(hr_image: np.ndarray, rate: float) -> bytes:
     # OpenJPEG halves the picture for each resolution; a narrow one has fewer of them.
     n_resolutions = min(6, int(math.log2(min(hr_image.shape[:2]))) + 1)
     Image.fromarray(hr_image).save(
-        file, "JPEG2000", quality_mode="rates", quality_layers=[24 / rate], irreversible=True, no_jp2=True,
+        file, "JPEG2000", quality_mode="rates", quality_layers=[24 / rate], irreversible=True, mct=1, no_jp2=True,
         num_resolutions=n_resolutions,
     )  # fmt: skip
     return file.getvalue()
