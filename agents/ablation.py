@@ -8,7 +8,6 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from torch import Tensor
 
+from agents.ablation_crops import HeldOutCrop, cut_crops
 from agents.ablation_options import AblateOptions
 from agents.ablation_report import Cell, write_page, write_reports
 from agents.callbacks import AdversarialLossCallback
@@ -37,14 +36,14 @@ from gan.weights import load_generator, save_generator
 from rlsr_env.block_maps import BLOCK
 from rlsr_env.codec import LRCodec
 from rlsr_env.files import write_whole
-from rlsr_env.images import DecodedImages, ImageSet, decode_images, image_set
+from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric, metric, to_8bit
 from rlsr_env.patches import PatchSource, to_float
 from rlsr_env.rewards import Improvement
 from rlsr_env.vector_env import RestorationVectorEnv
 
 CONFIG, RUN = "config.json", "run.json"
-START_SEED, CROP_SEED = 1_000_003, 1_000_037
+START_SEED = 1_000_003
 CONTROL = "control"
 # What another run must have in common with this one to lend it its start, and what made the start.
 OF_THE_FILES = ("scale", "quality", "base_codec", "generator", "discriminator_channels")
@@ -52,15 +51,6 @@ OF_THE_START = (
     "pretrain_updates", "srgan_updates", "batch_size", "content_patches", "hr_patch_size", "learning_rate",
     "mse_weight", "content_weight", "adversarial_weight",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class HeldOutCrop:
-    """What the cells are measured on."""
-
-    uri: str
-    lr_image: Tensor
-    hr_image: Tensor
 
 
 class _StopOnRequest(BaseCallback):
@@ -149,22 +139,9 @@ class Ablation:
         return max(2, round(self.options.n_patches * area))
 
     def _crops(self, held_out: ImageSet) -> list[HeldOutCrop]:
-        """A textured crop of each picture of a set, always the same; whole pictures where no size is given."""
-        least = max(16, *(judge.min_size for judge in self.judges), self.options.crop_size)
-        decoded = decode_images(held_out, min_size=least)
-        crops = []
-        for uri, image in zip(decoded.uris, decoded.images, strict=True):
-            scale, size = self.options.scale, self.options.crop_size
-            height, width = (side // scale * scale for side in image.shape[:2])
-            one = DecodedImages((uri,), (image[:height, :width],), ())
-            if size:
-                source = PatchSource(one, self.codec, size // scale)
-                lr_image, hr_image = source.gather(source.draw(np.random.default_rng(CROP_SEED), 1))
-            else:
-                pixels = [self.codec.decode(self.codec.encode(one.images[0])), one.images[0]]
-                lr_image, hr_image = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in pixels)
-            crops.append(HeldOutCrop(uri, lr_image, hr_image))
-        return crops
+        """A crop of each picture of a set, as large as asked for and as the metrics need."""
+        least = max(judge.min_size for judge in self.judges)
+        return cut_crops(held_out, self.codec, self.options.crop_size, least)
 
     @property
     def how_to_go_on(self) -> str:

@@ -279,4 +279,4 @@ def write_page(path: Path, panels: Mapping[str, Tensor]) -> None:
         centre = image[0, :, top : top + size, left : left + size]
         axes.imshow(centre.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(name, fontsize=9)
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=96))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=72))
