@@ -23,6 +23,8 @@ MAX_PIXELS = 1 << 28
 _LAYOUT_TAGS = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, *range(320, 326), 330, 338, 339}
 _LAYOUT_TAGS |= {347, 513, 514, *range(529, 533)}
 
+# Of the profile of sRGB that cameras and programs write into most pictures: its description (IEC 61966-2-1).
+USUAL_SRGB = b"sRGB IEC61966-2.1"
 
 # How formats that lose something are written, so that what was restored is hardly lost again.
 LOSSY_OPTIONS: dict[str, dict[str, Any]] = {
@@ -118,8 +120,13 @@ def save_picture(path: str | os.PathLike[str], picture: Picture) -> None:
 
 
 def _rgb_profile(image: Image.Image, path: str | os.PathLike[str]) -> bytes:
-    """The colour profile, where it is one of RGB pixels (ICC.1:2022, 7.2.6); the pixels of all pictures become RGB."""
+    """The colour profile, where it is one of RGB pixels (ICC.1:2022, 7.2.6); the pixels of all pictures become RGB.
+
+    The usual profile of sRGB is left out: it says what holds for a picture without one, in more bytes than the picture.
+    """
     profile: bytes = image.info.get("icc_profile") or b""
+    if USUAL_SRGB in profile:
+        return b""
     if profile and profile[16:20] != b"RGB ":
         space = profile[16:20].decode("ascii", "replace").strip()
         warnings.warn(f"left out the colour profile of {os.fspath(path)}: it is for {space}, not for RGB", stacklevel=3)

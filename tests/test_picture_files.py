@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage
 from PIL import Image, ImageCms
 
 from gan.picture_files import Metadata, Picture, check_pixels, load_picture, pillow_takes, save_picture
@@ -142,3 +143,11 @@ def test_a_picture_too_large_for_its_format_leaves_no_file(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"cannot write .*p\.webp"):
         save_picture(tmp_path / "p.webp", Picture(np.zeros((1, 20000, 3), np.uint8)))
     assert os.listdir(tmp_path) == []
+
+
+def test_usual_profile_of_srgb_is_left_out(tmp_path: Path) -> None:
+    """Without a profile a picture is in sRGB, and this one would have more bytes than the picture."""
+    chelsea = Path(skimage.__path__[0]) / "data" / "chelsea.png"
+    with Image.open(chelsea) as image:
+        assert b"sRGB IEC61966-2.1" in image.info["icc_profile"]
+    assert load_picture(chelsea).metadata.icc_profile == b""

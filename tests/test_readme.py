@@ -2,10 +2,16 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import skimage
+from PIL import Image
+
+from agents.cli import main
+from gan.file_format import MAGIC
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,6 +49,30 @@ def test_the_training_example_trains_the_generator() -> None:
     last = names["env"].generator.decoder.layers[-1].convolution.weight
     assert last.abs().max() > 0  # it starts at zero
     assert len(BLOCKS[2].splitlines()) <= 15 and len(BLOCKS[0].splitlines()) <= 10
+
+
+def test_the_codec_example_goes_there_and_back() -> None:
+    names = run(BLOCKS[3], {})
+    assert names["restored"].shape == names["image"].shape and names["restored"].dtype == names["image"].dtype
+    assert names["data"][:4] == MAGIC
+
+
+def test_the_codec_commands_compress_and_restore_a_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) if "chelsea.rlsr" in b)
+    picture = Path(skimage.__path__[0]) / "data" / "chelsea.png"
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines()[1:]:
+        words = shlex.split(line.replace("$picture", str(picture)), comments=True)
+        assert words[:2] == ["uv", "run"]
+        assert main(words[3:]) == 0, capsys.readouterr().err
+    with Image.open(picture) as original, Image.open("chelsea.png") as restored:
+        assert restored.size == original.size
+        bits = 8 * Path("chelsea.rlsr").stat().st_size / (original.width * original.height)
+    assert 0.1 < bits <= 0.15
+    with Image.open("chelsea.jpg") as lr_image:
+        assert lr_image.format == "JPEG" and lr_image.width < restored.width
 
 
 def test_there_are_committed_results_for_both_scales() -> None:
