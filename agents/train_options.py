@@ -66,10 +66,11 @@ class TrainOptions:
     """Filter by which the pictures are shrunk."""
     clean: bool = False
     """Train on shrunk pictures that no codec has touched, as papers on super-resolution do."""
-    generator: Literal["fast", "wide", "paper"] = "fast"
+    generator: Literal["fast", "deep", "wide", "paper"] = "fast"
     """Architecture: see README."""
     start: Path | None = None
-    """Weights to start from; where the last layer is of another scale, that layer starts anew."""
+    """Weights to start from; where the last layer is of another scale, that layer starts anew; blocks that
+    they lack begin as the identity."""
     fidelity_updates: int = 20_000
     """Updates of the first stage; 0 leaves it out."""
     loss: Literal["l1", "charbonnier", "mse"] = "l1"

@@ -92,15 +92,21 @@ class TrainingRun:
         self.seconds: dict[str, float] = {}
 
     def _read_start(self) -> Generator | None:
-        """The generator to start from, with a new last layer where its scale is another."""
+        """The generator to start from, deeper where asked for, with a new last layer where its scale is another."""
         if self.options.start is None:
             return None
         start = load_generator(self.options.start)
-        if replace(start.config, scale=self.options.scale) != self.generator_config:
+        n_blocks = self.generator_config.n_blocks
+        known = replace(start.config, scale=self.options.scale, n_blocks=n_blocks)
+        if known != self.generator_config or start.config.n_blocks > n_blocks:
             raise ValueError(
                 f"--start {self.options.start} has the architecture {asdict(start.config)}, --generator "
-                f"{self.options.generator} is {asdict(self.generator_config)}; they may differ in the scale only"
+                f"{self.options.generator} is {asdict(self.generator_config)}; they may differ in the scale only, and "
+                "the new one may have more blocks"
             )
+        if start.config.n_blocks < n_blocks:
+            torch.manual_seed(self.options.seed)
+            start = start.with_blocks(n_blocks)
         if start.config.scale == self.options.scale:
             return start
         if not self.options.fidelity_updates:

@@ -25,7 +25,7 @@ from rlsr_env.images import decode_images, image_set
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
 
-FAST, WIDE = (GeneratorConfig.preset(name, 2) for name in ("fast", "wide"))
+FAST, DEEP, WIDE = (GeneratorConfig.preset(name, 2) for name in ("fast", "deep", "wide"))
 MIXED = (10, 14, 19, 25, 33, 45)
 # Name to architecture (at scale 2) and the qualities that it is trained on.
 TRIALS: dict[str, tuple[GeneratorConfig, tuple[int, ...]]] = {
@@ -35,7 +35,7 @@ TRIALS: dict[str, tuple[GeneratorConfig, tuple[int, ...]]] = {
     "wide": (WIDE, MIXED),
     "wide-one-quality": (WIDE, (20,)),
     "wide-head-9": (replace(WIDE, head_kernel=9), MIXED),
-    "fast-deep": (replace(FAST, n_blocks=10), MIXED),
+    "deep": (DEEP, MIXED),
 }
 
 

@@ -285,3 +285,18 @@ def test_wide_preset_costs_what_the_fast_one_costs_and_holds_four_times_the_weig
         GeneratorConfig(head_kernel=4)
     with pytest.raises(ValueError, match="unshuffle must be an integer of 1 or more, got 0"):
         GeneratorConfig(unshuffle=0)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_deeper_copy_makes_the_same_pictures_and_every_new_block_learns(batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    generator = stir(Generator(GeneratorConfig(scale=2, batch_norm=batch_norm, **SMALL))).eval()
+    deeper = generator.with_blocks(3).eval()
+    lr_image = torch.rand(1, 3, 8, 8)
+    assert deeper.config.n_blocks == 3 and len(deeper.encoder.blocks) == 3
+    assert torch.equal(deeper(lr_image), generator(lr_image))
+    deeper(lr_image).square().mean().backward()  # type: ignore[no-untyped-call]
+    for block in deeper.encoder.blocks[1:]:
+        assert block.body[-1][-1].weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="n_blocks must be 3 or more, got 1"):
+        deeper.with_blocks(1)
