@@ -353,6 +353,8 @@ class Ablation:
             sigma=lambda remaining: final + remaining * (options.sigma - final),
             baseline=options.baseline,
             credit=options.credit if judge.block_map is not None else "picture",
+            noise_blur=options.noise_blur,
+            grey_noise=options.grey_noise,
             policy_coef=options.policy_coef,
             anchor_weight=options.anchor_weight,
             max_grad_norm=options.gradient_norm,

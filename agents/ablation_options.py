@@ -83,6 +83,10 @@ class AblateOptions:
     """What sigma falls to, linearly; constant where not given."""
     credit: Literal["auto", "block", "picture"] = "auto"
     """RL's credit: to blocks where the metric has a map, or to whole pictures."""
+    noise_blur: float = 0.0
+    """Pixels by which RL's noise is smoothed; 0 leaves it white."""
+    grey_noise: bool = False
+    """RL's noise is the same in all three channels."""
     baseline: Literal["group", "leave_one_out", "critic"] = "group"
     """What RL compares a reward with."""
     policy_coef: float = 20.0
@@ -150,7 +154,7 @@ class AblateOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if self.final_sigma is not None and not 0 < self.final_sigma < float("inf"):
             raise ValueError(f"--final-sigma must be above 0, got {self.final_sigma}")
-        for name in ("policy_coef", "anchor_weight", "mse_weight", "content_weight", "adversarial_weight"):
+        for name in ("noise_blur", "policy_coef", "anchor_weight", "mse_weight", "content_weight", "adversarial_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
         if self.batch_size < 2:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from agents.advantages import BASELINES, Baseline, advantages, is_flat
 from agents.generator_policy import GeneratorPolicy, to_action
+from agents.picture_noise import picture_noise
 from agents.vec_env import GymnasiumVecEnv
 from rlsr_env.block_maps import BLOCK
 from rlsr_env.env import RestorationEnv
@@ -41,6 +42,10 @@ class GRPO(OnPolicyAlgorithm):
     Where the metric has a map, each block of 8 x 8 pixels has an advantage of its own: the noise of other blocks does
     not disturb its credit.
 
+    Smooth noise (`noise_blur`, `grey_noise`) has fewer directions to tell apart and outlives the filters that many
+    metrics begin with. Then a_k - mean is correlated, and the same sum is the natural gradient for the mean: the score
+    multiplied by the noise's covariance (Kakade 2001), which a picture-sized inverse would only undo.
+
     An environment step is a picture that was judged, so an update counts K * N of them. The patches then change.
 
     Attributes:
@@ -58,6 +63,8 @@ class GRPO(OnPolicyAlgorithm):
         sigma: float | Callable[[float], float] = 0.02,
         baseline: Baseline = "group",
         credit: Credit = "auto",
+        noise_blur: float = 0.0,
+        grey_noise: bool = False,
         policy_coef: float = 1.0,
         anchor_weight: float = 0.0,
         vf_coef: float = 0.5,
@@ -83,6 +90,8 @@ class GRPO(OnPolicyAlgorithm):
                 remains, to anneal it.
             baseline: What a reward is compared with: see `advantages`.
             credit: `"block"` (the metric needs a map), `"picture"`, or `"auto"`: by block where the metric has a map.
+            noise_blur: Standard deviation, in pixels, of a Gaussian that smooths the noise; 0 leaves it white.
+            grey_noise: The same noise in all three channels.
             policy_coef: Weight of the policy gradient, beside whatever a callback adds to the update.
             anchor_weight: Weight of the Kullback-Leibler divergence from the policy that training started from, the
                 mean over the picture's values of (mean - reference)^2 / (2 sigma^2): against reward hacking.
@@ -103,6 +112,8 @@ class GRPO(OnPolicyAlgorithm):
                 patches that blocks do not fill.
         """
         _check(group_size, baseline, credit, policy_coef, anchor_weight, max_skipped, max_flat)
+        if not 0.0 <= noise_blur < math.inf:
+            raise ValueError(f"noise_blur must be 0 or more pixels, got {noise_blur!r}")
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -127,6 +138,8 @@ class GRPO(OnPolicyAlgorithm):
         self.sigma = sigma
         self.baseline: Baseline = baseline
         self.credit: Credit = credit
+        self.noise_blur = noise_blur
+        self.grey_noise = grey_noise
         self.policy_coef = policy_coef
         self.anchor_weight = anchor_weight
         self.max_skipped = max_skipped
@@ -215,7 +228,7 @@ class GRPO(OnPolicyAlgorithm):
         self.policy.sigma = self._sigma_at(self._current_progress_remaining)
         obs = th.as_tensor(self._last_obs, device=self.device)
         mean, values = self.policy.pictures(obs)
-        half = th.randn(self.group_size // 2, *mean.shape, device=self.device, dtype=mean.dtype)
+        half = picture_noise(self.group_size // 2, mean.detach(), self.noise_blur, self.grey_noise)
         try:
             rewards = self._rewards(mean.detach(), half)
             picture = to_action(mean.detach()).to(judge.source.device)

@@ -26,6 +26,7 @@ from agents.ablation import Ablation
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.ablation_report import Cell, gain_over_control
 from agents.grpo import GRPO
+from agents.picture_noise import picture_noise
 from agents.reports import describe_machine, describe_versions, write_json
 from rlsr_env.block_maps import BLOCK
 from rlsr_env.files import write_whole
@@ -36,6 +37,8 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "sigma": (0.0025, 0.005, 0.01, 0.02, 0.04),
     "group_size": (4, 16, 64),
     "block_size": (8, 16, 32, "picture"),
+    "noise_blur": (0.0, 0.7, 1.0, 1.5, 2.5),
+    "grey_noise": (False, True),
     "baseline": ("group", "leave_one_out", "critic"),
     "policy_coef": (5.0, 20.0, 80.0),
     "gradient_norm": (0.5, 2.0, 8.0),
@@ -82,6 +85,10 @@ class Args:
     """as of rlsr ablate"""
     sigma: float = AblateOptions.sigma
     """as of rlsr ablate"""
+    noise_blur: float = AblateOptions.noise_blur
+    """as of rlsr ablate"""
+    grey_noise: bool = AblateOptions.grey_noise
+    """as of rlsr ablate"""
     policy_coef: float = AblateOptions.policy_coef
     """as of rlsr ablate"""
     gradient_norm: float = AblateOptions.gradient_norm
@@ -104,7 +111,7 @@ def options_of(args: Args) -> AblateOptions:
         name: getattr(args, name)
         for name in (
             "start", "metrics", "seeds", "data", "eval_data", "vgg_weights", "scale", "quality", "updates",
-            "batch_size", "content_patches", "n_patches", "sigma", "policy_coef", "gradient_norm",
+            "batch_size", "content_patches", "n_patches", "sigma", "noise_blur", "grey_noise", "policy_coef", "gradient_norm",
             "learning_rate", "precision",
         )
     }  # fmt: skip
@@ -163,7 +170,7 @@ def agreement(run: Ablation, judge: Metric, n_gradients: int) -> dict[str, float
     draws = []
     for _ in range(n_gradients):
         mean, values = model.policy.pictures(obs)
-        half = torch.randn(model.group_size // 2, *mean.shape)
+        half = picture_noise(model.group_size // 2, mean.detach(), model.noise_blur, model.grey_noise)
         loss = model._policy_loss(obs, mean, values, half, model._rewards(mean.detach(), half))
         draws.append(_flat(list(torch.autograd.grad(loss, parameters))))
     cosines = [

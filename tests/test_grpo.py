@@ -199,8 +199,11 @@ def test_pixels_beyond_the_last_block_get_no_credit(torch_rng: None) -> None:
         assert total[n, c, y, x].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_samples_come_in_pairs_around_one_picture(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(group_size=16)
+@pytest.mark.parametrize("smooth", [False, True])
+def test_samples_come_in_pairs_around_one_picture(
+    smooth: bool, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(group_size=16, noise_blur=1.0 if smooth else 0.0, grey_noise=smooth)
     judged = Judged(model, monkeypatch)
     passes: list[int] = []
     model.policy.decoder.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
@@ -215,7 +218,8 @@ def test_samples_come_in_pairs_around_one_picture(make_model: MakeModel, monkeyp
     assert passes == [N]  # one pass of the network, however many samples
     noise = to_picture(actions) - to_picture(mean)
     assert th.allclose(noise[:8], -noise[8:], atol=1e-6)
-    assert noise[:8].std().item() == pytest.approx(SIGMA, rel=0.05)
+    assert noise[:8].std().item() == pytest.approx(SIGMA, rel=0.1 if smooth else 0.05)
+    assert th.allclose(noise[:, :, 0], noise[:, :, 1], atol=1e-6) == smooth
     assert (noise[0] - noise[1]).abs().max() > SIGMA
 
 
@@ -845,6 +849,7 @@ def test_generator_of_another_scale_is_refused(make_picture_env: MakeEnv) -> Non
         ({"group_size": True}, "group_size must be an even integer of 4 or more, got True"),
         ({"baseline": "mean"}, "unknown baseline 'mean'; known: group, leave_one_out, critic"),
         ({"credit": "pixel"}, "unknown credit 'pixel'; known: auto, block, picture"),
+        ({"noise_blur": -1.0}, "noise_blur must be 0 or more pixels, got -1.0"),
         ({"policy_coef": -1.0}, "policy_coef must be 0 or more, got -1.0"),
         ({"anchor_weight": math.nan}, "anchor_weight must be 0 or more, got nan"),
         ({"max_skipped": -1}, "max_skipped must be 0 or more, got -1"),
