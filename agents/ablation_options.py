@@ -154,7 +154,9 @@ class AblateOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
         if self.final_sigma is not None and not 0 < self.final_sigma < float("inf"):
             raise ValueError(f"--final-sigma must be above 0, got {self.final_sigma}")
-        for name in ("noise_blur", "policy_coef", "anchor_weight", "mse_weight", "content_weight", "adversarial_weight"):
+        for name in (
+            "noise_blur", "policy_coef", "anchor_weight", "mse_weight", "content_weight", "adversarial_weight",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
         if self.batch_size < 2:

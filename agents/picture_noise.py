@@ -32,7 +32,7 @@ def picture_noise(n_samples: int, mean: Tensor, blur: float = 0.0, grey: bool = 
 
 @lru_cache(maxsize=32)
 def _blur_matrix(side: int, blur: float) -> Tensor:
-    """`(side, side)`: a periodic Gaussian filter whose rows have the norm 1, which keeps the variance of white noise."""
+    """`(side, side)`: a periodic Gaussian filter whose rows have the norm 1, which keeps white noise's variance."""
     distance = torch.arange(side, dtype=torch.float64)
     distance = torch.minimum(distance, side - distance)
     weights = torch.exp(-0.5 * (distance / blur).square())

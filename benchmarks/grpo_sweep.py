@@ -111,8 +111,8 @@ def options_of(args: Args) -> AblateOptions:
         name: getattr(args, name)
         for name in (
             "start", "metrics", "seeds", "data", "eval_data", "vgg_weights", "scale", "quality", "updates",
-            "batch_size", "content_patches", "n_patches", "sigma", "noise_blur", "grey_noise", "policy_coef", "gradient_norm",
-            "learning_rate", "precision",
+            "batch_size", "content_patches", "n_patches", "sigma", "noise_blur", "grey_noise",
+            "policy_coef", "gradient_norm", "learning_rate", "precision",
         )
     }  # fmt: skip
     if args.quick:
