@@ -152,10 +152,9 @@ class ResidualBlock(nn.Module):
 
     def make_identity(self) -> None:
         """Zero the last layer: the block passes its input on, and learns from there."""
-        last = self.body[-1][-1]
-        nn.init.zeros_(last.weight)
-        if last.bias is not None:
-            nn.init.zeros_(last.bias)
+        last = list(self.body.modules())[-1]
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
 
 class Encoder(nn.Module):
@@ -296,7 +295,8 @@ class Generator(nn.Module):
             raise ValueError(f"n_blocks must be {self.config.n_blocks} or more, got {n_blocks}")
         deeper = Generator(replace(self.config, n_blocks=n_blocks))
         deeper.load_state_dict(self.state_dict(), strict=False)
-        for block in deeper.encoder.blocks[self.config.n_blocks :]:
+        for block in list(deeper.encoder.blocks)[self.config.n_blocks :]:
+            assert isinstance(block, ResidualBlock)
             block.make_identity()
         device = next(self.parameters()).device
         return deeper.to(device).set_compute_dtype(self.encoder.compute_dtype)
