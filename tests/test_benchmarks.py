@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rlsr_env import ENVIRONMENTS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+def run(name: str, out: Path, *arguments: str, quick: bool = True) -> dict[str, Any]:
     """What a benchmark writes, in a process of its own."""
-    command = [sys.executable, str(BENCHMARKS / name), "--quick", "--out", str(out), *arguments]
+    command = [sys.executable, str(BENCHMARKS / name), *(["--quick"] if quick else []), "--out", str(out), *arguments]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-3000:]
     return json.loads(out.read_text())
@@ -52,3 +54,17 @@ def test_oracle_is_measured_by_metric_and_generator(tmp_path: Path) -> None:
         for metric, entry in by_metric.items():
             assert entry["oracle"] >= 0.0  # doing nothing is among what it may choose
             assert f"| {name} | {metric} | {entry['start']:.4f} |" in table
+
+
+def test_self_ensemble_is_compared_with_the_network_alone(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (12, 11, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(picture).save(tmp_path / "pictures" / "squares.png")
+    results = run(
+        "self_ensemble.py", tmp_path / "ensemble.json", "--images", f"folder:{tmp_path / 'pictures'}", quick=False
+    )
+    assert results["n_pictures"] == 1
+    found = results["weights"]["x2-jpeg-psnr"]
+    assert found["network"] != found["self_ensemble"]
+    assert found["gain_of_ensemble"] == pytest.approx(found["self_ensemble"] - found["network"])
+    assert 10 < found["lanczos"] < 40
