@@ -344,6 +344,7 @@ class Ablation:
             metric=judge,
             reward=Improvement(),
         )
+        smooth = judge.name in options.smooth_noise_for
         final = options.sigma if options.final_sigma is None else options.final_sigma
         model = GRPO(
             "GeneratorPolicy",
@@ -353,8 +354,8 @@ class Ablation:
             sigma=lambda remaining: final + remaining * (options.sigma - final),
             baseline=options.baseline,
             credit=options.credit if judge.block_map is not None else "picture",
-            noise_blur=options.noise_blur,
-            grey_noise=options.grey_noise,
+            noise_blur=options.noise_blur if smooth else 0.0,
+            grey_noise=smooth,
             policy_coef=options.policy_coef,
             anchor_weight=options.anchor_weight,
             max_grad_norm=options.gradient_norm,

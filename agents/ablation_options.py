@@ -83,10 +83,10 @@ class AblateOptions:
     """What sigma falls to, linearly; constant where not given."""
     credit: Literal["auto", "block", "picture"] = "auto"
     """RL's credit: to blocks where the metric has a map, or to whole pictures."""
-    noise_blur: float = 0.0
-    """Pixels by which RL's noise is smoothed; 0 leaves it white."""
-    grey_noise: bool = False
-    """RL's noise is the same in all three channels."""
+    smooth_noise_for: tuple[str, ...] = ("dtw", "edge_f1")
+    """Rewards for which RL's noise is smooth and grey: metrics of lines and edges, which look at filtered luma."""
+    noise_blur: float = 1.0
+    """Pixels by which it is smoothed there."""
     baseline: Literal["group", "leave_one_out", "critic"] = "group"
     """What RL compares a reward with."""
     policy_coef: float = 20.0
@@ -187,7 +187,7 @@ class AblateOptions:
             for name in ("data", "vgg_weights", "start"):
                 values[name] = None if values[name] is None else Path(values[name])
             values["eval_data"] = tuple(Path(folder) for folder in values["eval_data"])
-            for name in ("metrics", "methods", "evolution_metrics"):
+            for name in ("metrics", "methods", "evolution_metrics", "smooth_noise_for"):
                 values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:

@@ -38,7 +38,6 @@ SWEEPS: dict[str, tuple[Any, ...]] = {
     "group_size": (4, 16, 64),
     "block_size": (8, 16, 32, "picture"),
     "noise_blur": (0.0, 0.7, 1.0, 1.5, 2.5),
-    "grey_noise": (False, True),
     "baseline": ("group", "leave_one_out", "critic"),
     "policy_coef": (5.0, 20.0, 80.0),
     "gradient_norm": (0.5, 2.0, 8.0),
@@ -87,7 +86,7 @@ class Args:
     """as of rlsr ablate"""
     noise_blur: float = AblateOptions.noise_blur
     """as of rlsr ablate"""
-    grey_noise: bool = AblateOptions.grey_noise
+    smooth_noise_for: tuple[str, ...] = AblateOptions.smooth_noise_for
     """as of rlsr ablate"""
     policy_coef: float = AblateOptions.policy_coef
     """as of rlsr ablate"""
@@ -111,7 +110,7 @@ def options_of(args: Args) -> AblateOptions:
         name: getattr(args, name)
         for name in (
             "start", "metrics", "seeds", "data", "eval_data", "vgg_weights", "scale", "quality", "updates",
-            "batch_size", "content_patches", "n_patches", "sigma", "noise_blur", "grey_noise",
+            "batch_size", "content_patches", "n_patches", "sigma", "noise_blur", "smooth_noise_for",
             "policy_coef", "gradient_norm", "learning_rate", "precision",
         )
     }  # fmt: skip
@@ -205,6 +204,8 @@ def sweep(run: Ablation, args: Args, known: list[dict[str, Any]], keep: Callable
     for name in args.sweeps:
         values = args.values or SWEEPS[name]
         for judge in (metric(reward) for reward in args.metrics):
+            if name == "noise_blur" and judge.name not in centre.smooth_noise_for:
+                continue
             for value in values:
                 if any((e["setting"], e["reward"], e["value"]) == (name, judge.name, value) for e in known):
                     continue

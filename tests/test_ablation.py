@@ -189,6 +189,20 @@ def test_evolution_may_be_left_to_some_rewards(data: Path, tmp_path: Path) -> No
     assert [reward for method, reward, _ in keys if method == "rl"] == ["psnr", "jpeg_bytes"]
 
 
+def test_noise_is_smooth_for_the_rewards_that_are_named(finished: Path, data: Path, tmp_path: Path) -> None:
+    run = prepare(tiny(data, tmp_path / "out", start=finished, smooth_noise_for=("jpeg_bytes",), noise_blur=0.8))
+    run.prepare()
+    noise = {name: run.make_grpo(metric(name), seed=0) for name in ("psnr", "jpeg_bytes")}
+    assert (noise["jpeg_bytes"].noise_blur, noise["jpeg_bytes"].grey_noise) == (0.8, True)
+    assert (noise["psnr"].noise_blur, noise["psnr"].grey_noise) == (0.0, False)
+
+
+def test_config_from_before_noise_could_be_smooth_means_white_noise(data: Path, tmp_path: Path) -> None:
+    values = json.loads(tiny(data, tmp_path).to_json())
+    del values["smooth_noise_for"], values["noise_blur"]
+    assert AblateOptions.from_json(json.dumps(values)).smooth_noise_for == ()
+
+
 def test_patches_are_as_large_as_the_metric_needs_and_as_many_as_cover_as_much() -> None:
     run = object.__new__(Ablation)
     run.options = AblateOptions(scale=4, hr_patch_size=96, n_patches=8)
