@@ -202,7 +202,8 @@ def sweep(run: Ablation, args: Args, known: list[dict[str, Any]], keep: Callable
         return controls[key]
 
     for name in args.sweeps:
-        values = args.values or SWEEPS[name]
+        # As numbers of the kind that the setting has: counts are integers.
+        values = tuple(type(SWEEPS[name][0])(value) for value in args.values) or SWEEPS[name]
         for judge in (metric(reward) for reward in args.metrics):
             if name == "noise_blur" and judge.name not in centre.smooth_noise_for:
                 continue
