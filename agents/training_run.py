@@ -346,7 +346,7 @@ class TrainingRun:
     def _untrained(self, stage: Stage) -> Generator:
         """The generator before a stage's first update, when its moving average holds nothing yet."""
         if isinstance(stage, GRPOStage):
-            return stage.model.policy.generator
+            return stage.generator
         assert isinstance(stage, SupervisedStage)
         training = stage.training
         return training.adversarial.generator if isinstance(training, SRGANTraining) else training.generator
