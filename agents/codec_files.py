@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlsr_env.cores import available_cores
+from rlsr_env.files import check_writable
 
 Row = TypeVar("Row")
 
@@ -133,21 +134,6 @@ def plan(
             raise ValueError(f"{task.out} exists already; give --force to overwrite it, or another --out")
     check_writable(out.parent if is_file else out)
     return tasks
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or made.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    nearest = folder.absolute()
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise ValueError(f"cannot write to {folder}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write to {folder}: there is no permission to write in {nearest}")
 
 
 def work_through(

@@ -35,6 +35,7 @@ from gan.rate_curves import Curve, PictureRecord, curves_of, set_rates, with_aut
 from gan.rate_points import LANCZOS_RESTORER, WHOLE, WHOLE_CODECS, FileSeries, Restorer, check_codec
 from gan.zoo import choose_weights
 from rlsr_env.cores import available_cores
+from rlsr_env.files import check_writable
 from rlsr_env.images import ImageSet, image_set
 
 MARKER, RECORDS = "evaluation.json", "pictures"
@@ -286,13 +287,8 @@ def _find_images(data: str) -> ImageSet:
 
 def _check_out(out: Path, data: str) -> None:
     """Refuse a folder that cannot be written to, holds something else, or lies among the pictures."""
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--out {out}: {path} is a file; give a folder")
+    check_writable(out)
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise ValueError(f"--out {out} holds something that is not of rlsr evaluate; give a new folder")
     if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"--out {out} lies in the folder of the pictures, {data}; give another one")
-    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {existing} cannot be written to; give another folder")

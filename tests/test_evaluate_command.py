@@ -322,7 +322,7 @@ def test_folder_that_cannot_be_written_to_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert "cannot be written to" in refusal(capsys, str(data), "--out", str(tmp_path / "locked" / "out"))
+    assert "no permission to write" in refusal(capsys, str(data), "--out", str(tmp_path / "locked" / "out"))
 
 
 def test_codec_that_pillow_lacks_is_refused(
