@@ -152,7 +152,10 @@ class ResidualBlock(nn.Module):
 
     def make_identity(self) -> None:
         """Zero the last layer: the block passes its input on, and learns from there."""
-        last = self.body[-1][-1]
+        convolution = self.body[-1]
+        assert isinstance(convolution, nn.Sequential)
+        last = convolution[-1]
+        assert isinstance(last, nn.Conv2d | nn.BatchNorm2d)
         nn.init.zeros_(last.weight)
         if last.bias is not None:
             nn.init.zeros_(last.bias)
@@ -297,6 +300,7 @@ class Generator(nn.Module):
         deeper = Generator(replace(self.config, n_blocks=n_blocks))
         deeper.load_state_dict(self.state_dict(), strict=False)
         for block in deeper.encoder.blocks[self.config.n_blocks :]:
+            assert isinstance(block, ResidualBlock)
             block.make_identity()
         device = next(self.parameters()).device
         return deeper.to(device).set_compute_dtype(self.encoder.compute_dtype)
