@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -244,7 +245,9 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
         columns: The headings.
         rows: The cells, taken literally.
     """
-    table = Table()
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )  # without lines, a long name has room in 80 columns
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:

@@ -31,7 +31,7 @@ from agents.reports import (
     write_json,
     write_table,
 )
-from agents.run_folder import CONFIG, RUN, choose_run
+from agents.run_folder import CONFIG, RUN, choose_run, read_checkpoint, read_run
 from agents.stages import RLSRGANStage, Stage, SupervisedStage
 from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import ContentChoice, ContentLoss, choose_content_loss
@@ -64,16 +64,6 @@ class HeldOut:
     name: str
     pictures: list[CodedPicture]
     folder: Path
-
-
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state of an interrupted stage."""
-    try:
-        state = torch.load(path, map_location=device)
-        return {key: state[key] for key in ("stage", "points", "seconds")}
-    except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it, and the stage starts anew") from error
 
 
 class Reproduction:
@@ -140,13 +130,10 @@ class Reproduction:
 
     def _check_conditions(self) -> None:
         """Refuse to go on where weights or pictures are not those that the run began with."""
-        path = self.out / RUN
-        if not path.is_file():
-            return
-        begun = json.loads(path.read_text())
-        self.command = begun["command"]
+        begun = read_run(self.out, "command", *self.conditions)
+        self.command = begun.get("command", self.command)
         for name, now in self.conditions.items():
-            if begun[name] != now:
+            if begun and begun[name] != now:
                 raise ValueError(
                     f"{self.out} began with {name} {begun[name]!r}, now it is {now!r}; bring back what it began with, "
                     "or start a new run"
@@ -269,7 +256,7 @@ class Reproduction:
         points: list[dict[str, float]] = []
         seconds = 0.0
         if checkpoint.is_file():
-            state = _read_checkpoint(checkpoint, self.device)
+            state = read_checkpoint(checkpoint, self.device, "stage", "points", "seconds")
             stage.load_state_dict(state["stage"])
             points, seconds = state["points"], state["seconds"]
         started = time.perf_counter()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from agents.run_options import Options
 from rlsr_env.files import check_writable
@@ -40,4 +44,55 @@ def choose_run(options: Options) -> tuple[Path, Options]:
     config = folder / CONFIG
     if not config.is_file():
         raise FileNotFoundError(f"--resume {folder}: no {CONFIG} there, so it is no run of rlsr {name}")
-    return folder, options.from_json(config.read_text())
+    try:
+        begun = options.from_json(config.read_text(encoding="utf-8"))
+        begun.check()
+    except (TypeError, UnicodeDecodeError) as error:  # values of other types, bytes that are no text
+        raise ValueError(f"{config} is not one of rlsr {name} ({error})") from error
+    return folder, begun
+
+
+def read_run(out: Path, *names: str) -> dict[str, Any]:
+    """What a run began with, from its run.json.
+
+    Args:
+        out: The run's folder.
+        *names: What must be there.
+
+    Returns:
+        All that is there; empty where there is no such file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = out / RUN
+    if not path.is_file():
+        return {}
+    try:
+        begun: dict[str, Any] = json.loads(path.read_text())
+        for name in names:
+            begun[name]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); start a new run") from error
+    return begun
+
+
+def read_checkpoint(path: Path, device: torch.device, *names: str) -> dict[str, Any]:
+    """A state that `torch.save` wrote.
+
+    Args:
+        path: The file.
+        device: Where its tensors go.
+        *names: What must be there.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        state = torch.load(path, map_location=device)
+        for name in names:
+            state[name]
+    except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ValueError(f"{path} is damaged ({reason}); delete it, and what it holds is made anew") from error
+    return state

@@ -29,6 +29,14 @@ class RunOptions:
         del values["out"], values["resume"]
         return json.dumps(values, indent=2, default=str) + "\n"
 
+    def check(self) -> None:
+        """Check what can be checked without reading a picture.
+
+        Raises:
+            ValueError: For an option out of range.
+        """
+        raise NotImplementedError
+
     @classmethod
     def from_json(cls: type[Options], text: str) -> Options:
         """Options that `to_json` wrote, now or before there were some of the options: these get their defaults.

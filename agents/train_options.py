@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,10 @@ class TrainOptions(RunOptions):
         for name in ("fidelity_updates", "adversarial_updates", "rl_updates"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", self.name, re.ASCII):
+            raise ValueError(
+                f"--name must be 1 to 100 letters, digits, _ . + and -, since files are called by it, got {self.name!r}"
+            )
         if not self.updates:
             raise ValueError("no stage has any updates; give --fidelity-updates, --adversarial-updates or --rl-updates")
         if not self.fidelity_updates and self.start is None:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.grpo_stage import GRPOStage
 from agents.interruption import Interrupted, Interruption
 from agents.reports import describe_machine, describe_versions, write_json
-from agents.run_folder import CONFIG, RUN, choose_run
+from agents.run_folder import CONFIG, RUN, choose_run, read_checkpoint, read_run
 from agents.stages import Stage, SupervisedStage
 from agents.train_options import TrainOptions
 from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
@@ -135,8 +135,7 @@ class TrainingRun:
             pictures = image_set(f"folder:{folder}")
             self.versions.append(pictures.version)
             self.whole[folder.name] = code_pictures(decode_images(pictures, min_size=LEAST_VALIDATED), self.codec)
-        if self.resumed and (self.out / RUN).is_file():
-            begun = json.loads((self.out / RUN).read_text())
+        if begun := read_run(self.out, "command", "pictures"):
             self.command = begun["command"]
             if begun["pictures"] != self.versions:
                 raise ValueError(
@@ -259,7 +258,7 @@ class TrainingRun:
         checkpoint = self.out / CHECKPOINT
         self.points, self.best, seconds = [], {}, 0.0
         if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=self.device)
+            state = read_checkpoint(checkpoint, self.device, "name", "stage", "points", "best", "seconds")
             if state["name"] == name:
                 stage.load_state_dict(state["stage"])
                 self.points, self.best, seconds = state["points"], state["best"], state["seconds"]

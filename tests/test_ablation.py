@@ -254,6 +254,17 @@ def test_resuming_a_finished_run_trains_nothing(
     assert (out / "table.md").read_text() == (finished / "table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("start/srgan.pt", "junk"), ("cells/control-seed0.json", "junk"), ("cells/control-seed0.json", '{"no": "cell"}')],
+)
+def test_damaged_file_of_a_run_is_named(name: str, content: str, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged .*delete it, and "):
+        prepare(AblateOptions(resume=out)).run()
+
+
 def test_options_survive_the_file(data: Path, tmp_path: Path) -> None:
     options = tiny(data, tmp_path, final_sigma=0.01, evolution_metrics=("psnr",), start=tmp_path, crops_of="sample")
     assert AblateOptions.from_json(options.to_json()) == replace(options, out=None)
