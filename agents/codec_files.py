@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from agents.interruption import started_without_ctrl_c
 from rlsr_env.cores import available_cores
 from rlsr_env.files import check_writable
 
@@ -173,14 +173,15 @@ def _outcomes(tasks: Sequence[Task], work: Callable[[Task], Outcome[Row]], worke
         workers, multiprocessing.get_context("spawn"), _begin_worker, (max(1, available_cores() // workers),)
     )
     try:
-        yield from pool.map(work, tasks)
+        with started_without_ctrl_c():
+            outcomes = pool.map(work, tasks)
+        yield from outcomes
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _begin_worker(n_threads: int) -> None:
-    """The cores are shared out; Ctrl-C is for the process that was started, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The cores are shared out."""
     torch.set_num_threads(n_threads)
 
 

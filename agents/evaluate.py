@@ -28,7 +28,7 @@ from agents.evaluation_worker import (
     start_process,
     work,
 )
-from agents.interruption import Interrupted, Interruption
+from agents.interruption import Interrupted, Interruption, started_without_ctrl_c
 from agents.reports import describe_machine, describe_versions, write_json
 from gan.precision import choose_compute_dtype, choose_device
 from gan.rate_curves import Curve, PictureRecord, curves_of, set_rates, with_auto_scales
@@ -209,7 +209,8 @@ class Evaluation:
                 self._stop_if_asked()
                 yield task.uri, self.worker(task)
             return
-        futures = {pool.submit(work, task): task.uri for task in tasks}
+        with started_without_ctrl_c():
+            futures = {pool.submit(work, task): task.uri for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
