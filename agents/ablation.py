@@ -8,7 +8,6 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from agents.callbacks import AdversarialLossCallback
 from agents.grpo import GRPO
 from agents.interruption import Interrupted, Interruption
 from agents.reports import describe_machine, describe_versions, write_json
-from agents.reproduce import check_out
 from agents.rivals import EvolutionStrategies, MetricGradient, NoObjective, Objective, train
+from agents.run_folder import CONFIG, RUN, choose_run, read_checkpoint, read_run
 from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import choose_content_loss
 from gan.generator import Generator, GeneratorConfig
@@ -42,7 +41,6 @@ from rlsr_env.patches import PatchSource, to_float
 from rlsr_env.rewards import Improvement
 from rlsr_env.vector_env import RestorationVectorEnv
 
-CONFIG, RUN = "config.json", "run.json"
 START_SEED = 1_000_003
 CONTROL = "control"
 # What another run must have in common with this one to lend it its start, and what made the start.
@@ -84,20 +82,10 @@ class Ablation:
             FileNotFoundError: For a folder or file that does not exist.
         """
         self.console = console or Console(stderr=True)
-        self.command = command
         self.resumed = options.resume is not None
-        if options.resume is not None:
-            self.out = options.resume
-            config = self.out / CONFIG
-            if not config.is_file():
-                raise FileNotFoundError(f"--resume {self.out}: no {CONFIG} there, so it is no run of rlsr ablate")
-            options = AblateOptions.from_json(config.read_text())
-            if (self.out / RUN).is_file():
-                self.command = json.loads((self.out / RUN).read_text())["command"]
-        else:
-            self.out = options.out or Path("runs") / time.strftime("ablate-%Y%m%d-%H%M%S")
-            check_out(self.out)
-        self.options = options
+        self.out, self.options = choose_run(options)
+        options = self.options
+        self.command = read_run(self.out, "command").get("command", command)
         options.check()
         self.judges = [metric(name) for name in options.metrics]
         self.device = choose_device(options.device)
@@ -238,8 +226,7 @@ class Ablation:
             training = SRGANTraining(self._update_of(generator, START_SEED), self.options.srgan_updates)
             self._run_start("srgan", training)
             write_whole(path, lambda file: torch.save(training.adversarial.state_dict(), file))
-        state: dict[str, Any] = torch.load(path, map_location=self.device)
-        return state
+        return read_checkpoint(path, self.device)
 
     def _run_start(self, name: str, training: Pretraining | SRGANTraining) -> None:
         """All updates of a stage of the start."""
@@ -279,7 +266,10 @@ class Ablation:
         name = _name(method, reward, seed)
         path = self.out / "cells" / f"{name}.json"
         if path.is_file():
-            return Cell(**json.loads(path.read_text()))
+            try:
+                return Cell(**json.loads(path.read_text()))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path} is damaged ({error}); delete it, and the cell is trained anew") from error
         started = time.perf_counter()
         generator = self.train_cell(method, reward, seed)
         seconds = time.perf_counter() - started

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from agents.run_options import RunOptions
 
 Method = Literal["rl", "gradient", "evolution"]
 
@@ -26,7 +27,7 @@ QUICK_ABLATION: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class AblateOptions:
+class AblateOptions(RunOptions):
     """Fine-tune one SRGAN for each of several metrics by RL, and measure by all of them against SRGAN trained on.
 
     Every cell starts from the same network and discriminator, and makes as many updates, each with SRGAN's losses on
@@ -34,6 +35,8 @@ class AblateOptions:
     evolution strategies from as many judged pictures as rl; the control adds nothing. Writes results.json, table.md,
     matrix.png and crops.png to --out. Goes on where it stopped, cell by cell, with --resume.
     """
+
+    command: ClassVar[str] = "ablate"
 
     metrics: tuple[str, ...] = ("psnr", "ssim", "ms_ssim", "haarpsi", "dtw", "edge_f1", "jpeg_bytes")
     """Rewards to train for; all of them are measured."""
@@ -168,27 +171,3 @@ class AblateOptions:
 
         if unknown := [name for name in self.evolution_metrics if name not in self.metrics]:
             raise ValueError(f"--evolution-metrics names {' '.join(unknown)}, which --metrics lacks")
-
-    def to_json(self) -> str:
-        """All options but where to write, for config.json."""
-        values = asdict(self)
-        del values["out"], values["resume"]
-        return json.dumps(values, indent=2, default=str) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> AblateOptions:
-        """Options that `to_json` wrote.
-
-        Raises:
-            ValueError: For a text that it did not write.
-        """
-        try:
-            values = json.loads(text)
-            for name in ("data", "vgg_weights", "start"):
-                values[name] = None if values[name] is None else Path(values[name])
-            values["eval_data"] = tuple(Path(folder) for folder in values["eval_data"])
-            for name in ("metrics", "methods", "evolution_metrics", "smooth_noise_for"):
-                values[name] = tuple(values.get(name, ()))
-            return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"config.json is not one of rlsr ablate ({error})") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -12,12 +11,12 @@ from statistics import fmean
 
 from rich.console import Console
 
-from agents.codec_files import Task, find_files, plan, print_table, tell, work_through
+from agents.codec_files import Task, find_files, plan, print_table
+from agents.codec_job import CodecJob
 from agents.codec_options import DEFAULT_QUALITY, CompressOptions
 from agents.rate_policy import RatePolicy
 from gan.file_format import SUFFIX, read_header
 from gan.picture_files import load_picture
-from gan.precision import choose_device
 from gan.setting_search import Decoding, Propose, Target, Trials, choose_setting
 from gan.zoo import LANCZOS, choose_weights
 from rlsr_env.files import write_whole
@@ -59,9 +58,10 @@ class CompressedPicture:
     ms_ssim: float | None
 
 
-class Compression:
+class Compression(CodecJob[CompressedPicture]):
     """One run of `rlsr compress`."""
 
+    doing = "compressing"
     how_to_go_on = "files that were written are whole; --force writes them again"
 
     def __init__(self, options: CompressOptions, *, command: str, console: Console | None = None) -> None:
@@ -76,43 +76,19 @@ class Compression:
             ValueError: For an option out of range, an output that exists or clashes, or a folder without pictures.
             FileNotFoundError: For an input that does not exist.
         """
-        options.check()
-        choose_device(options.device)
-        self.options = options
-        self.command = command
-        self.console = console or Console()
+        super().__init__(options, command, console)
         found = find_files(options.inputs, IMAGE_EXTENSIONS, "pictures")
         is_file = options.out.suffix.lower() == SUFFIX and not options.out.is_dir()
         if is_file and (len(options.inputs) > 1 or options.inputs[0].is_dir()):
             raise ValueError(f"--out {options.out} is one file, the input may be several pictures; give a folder")
-        self.tasks = plan(found, options.out, lambda path: SUFFIX, is_file, options.force)
-        self.exit_code = 0
+        self.tasks = plan(found, options.out, lambda path: SUFFIX, is_file, options.work.force)
+        self.work = partial(compress_file, options)
 
-    def run(self) -> str:
-        """Compress, and say how well.
+    def closing(self, rows: list[CompressedPicture]) -> str:
+        """How many bytes all files have."""
+        return f"pictures compressed, {sum(row.bytes for row in rows)} bytes"
 
-        Returns:
-            JSON where asked for, else the closing line.
-
-        Raises:
-            ValueError: There is one picture, and it cannot be compressed.
-        """
-        work = partial(compress_file, self.options)
-        outcomes = work_through(self.tasks, work, self.options.workers, "compressing", Console(stderr=True))
-        n_failed = tell(outcomes)
-        self.exit_code = int(n_failed > 0)
-        rows = [outcome.row for outcome in outcomes if outcome.row is not None]
-        if self.options.json:
-            skipped = [{"input": str(o.source), "reason": o.error} for o in outcomes if o.row is None]
-            files = [vars(row) for row in rows]
-            return json.dumps({"command": self.command, "files": files, "skipped": skipped}, indent=2)
-        if rows:
-            self._print(rows)
-        n_bytes = sum(row.bytes for row in rows)
-        counted = f"{len(rows)} of {len(outcomes)} pictures compressed, {n_bytes} bytes"
-        return counted + (f"; {n_failed} skipped" if n_failed else "")
-
-    def _print(self, rows: list[CompressedPicture]) -> None:
+    def print_rows(self, rows: list[CompressedPicture]) -> None:
         """The table, with means where there are several pictures."""
         columns = ("file", "bytes", "bpp", "PSNR (dB)", "MS-SSIM", "scale", "quality", "weights")
         cells = [
@@ -148,13 +124,14 @@ def compress_file(options: CompressOptions, task: Task) -> CompressedPicture:
         ValueError: The picture cannot be read or stored, or the target not be met.
         OSError: The file cannot be written.
     """
-    picture = load_picture(task.source, options.max_pixels)
+    work = options.work
+    picture = load_picture(task.source, work.max_pixels)
     trials = Trials(
         picture.image,
         options.base_codec,
         options.purpose,
         options.abbreviated,
-        decoding=Decoding(options.device, options.precision, options.tile, options.self_ensemble),
+        decoding=Decoding(work.device, work.precision, work.tile, options.self_ensemble),
         **({"metadata": picture.metadata} if options.metadata else {}),
     )
     setting = choose_setting(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from agents.codec_files import Task, find_files, plan, print_table, tell, work_through
+from agents.codec_files import Task, find_files, plan, print_table
+from agents.codec_job import CodecJob
 from agents.codec_options import DecompressOptions
 from gan.file_format import SUFFIX, FileFormatError, read_content, read_lr_stream, restore, weights_of
 from gan.picture_files import Metadata, Picture, save_picture
-from gan.precision import choose_device
 from gan.zoo import Weights, read_weights
 from rlsr_env.files import write_whole
 
@@ -45,9 +44,10 @@ class RestoredPicture:
     weights: str
 
 
-class Decompression:
+class Decompression(CodecJob[RestoredPicture]):
     """One run of `rlsr decompress`."""
 
+    doing = "decompressing"
     how_to_go_on = "pictures that were written are whole; --force writes them again"
 
     def __init__(self, options: DecompressOptions, *, command: str, console: Console | None = None) -> None:
@@ -62,16 +62,12 @@ class Decompression:
             ValueError: For an option out of range, an output that exists or clashes, or a folder without files.
             FileNotFoundError: For an input or weights that do not exist.
         """
-        options.check()
-        choose_device(options.device)
+        super().__init__(options, command, console)
         self.options = options
-        self.command = command
-        self.console = console or Console()
         weights = None if options.weights is None else read_weights(options.weights)
         found = find_files(options.inputs, (SUFFIX,), f"{SUFFIX} files")
-        tasks = plan(found, options.out, self._suffix_of, self._is_file(), options.force)
-        self.tasks, self.weights = tasks, weights
-        self.exit_code = 0
+        self.tasks = plan(found, options.out, self._suffix_of, self._is_file(), options.work.force)
+        self.work = partial(decompress_file, options, weights)
 
     def _is_file(self) -> bool:
         """Whether --out is a picture; refuses what could be a mistyped one."""
@@ -106,33 +102,18 @@ class Decompression:
         except (FileFormatError, OSError):
             return LR_SUFFIXES["jpeg"]  # it will be skipped; why is said then
 
-    def run(self) -> str:
-        """Decompress.
+    def closing(self, rows: list[RestoredPicture]) -> str:
+        """That they are whole."""
+        return "files decompressed"
 
-        Returns:
-            JSON where asked for, else the closing line.
-
-        Raises:
-            ValueError: There is one file, and it cannot be decompressed.
-        """
-        work = partial(decompress_file, self.options, self.weights)
-        outcomes = work_through(self.tasks, work, self.options.workers, "decompressing", Console(stderr=True))
-        n_failed = tell(outcomes)
-        self.exit_code = int(n_failed > 0)
-        rows = [outcome.row for outcome in outcomes if outcome.row is not None]
-        if self.options.json:
-            skipped = [{"input": str(o.source), "reason": o.error} for o in outcomes if o.row is None]
-            files = [vars(row) for row in rows]
-            return json.dumps({"command": self.command, "files": files, "skipped": skipped}, indent=2)
-        if rows:
-            columns = ("picture", "size", "from bytes", "scale", "weights")
-            cells = [
-                (row.output, f"{row.width} x {row.height}", str(row.bytes), str(row.scale), row.weights or "-")
-                for row in rows
-            ]
-            print_table(self.console, columns, cells)
-        counted = f"{len(rows)} of {len(outcomes)} files decompressed"
-        return counted + (f"; {n_failed} skipped" if n_failed else "")
+    def print_rows(self, rows: list[RestoredPicture]) -> None:
+        """The table."""
+        columns = ("picture", "size", "from bytes", "scale", "weights")
+        cells = [
+            (row.output, f"{row.width} x {row.height}", str(row.bytes), str(row.scale), row.weights or "-")
+            for row in rows
+        ]
+        print_table(self.console, columns, cells)
 
 
 def decompress_file(options: DecompressOptions, weights: Weights | None, task: Task) -> RestoredPicture:
@@ -150,18 +131,17 @@ def decompress_file(options: DecompressOptions, weights: Weights | None, task: T
         ValueError: The file cannot be read or restored.
         OSError: The picture cannot be written.
     """
+    work = options.work
     data = task.source.read_bytes()
     content = read_content(data)
     header = content.header
     if options.lr:
-        stream = read_lr_stream(content, options.max_pixels)
+        stream = read_lr_stream(content, work.max_pixels)
         os.makedirs(task.out.parent, exist_ok=True)
         write_whole(task.out, lambda file: file.write(stream))
         height, width = header.lr_size
         return RestoredPicture(str(task.source), str(task.out), len(data), width, height, 1, "")
-    image = restore(
-        content, weights, options.device, options.precision, options.tile, options.self_ensemble, options.max_pixels
-    )
+    image = restore(content, weights, work.device, work.precision, work.tile, options.self_ensemble, work.max_pixels)
     os.makedirs(task.out.parent, exist_ok=True)
     save_picture(task.out, Picture(image, content.metadata if options.metadata else Metadata()))
     name = (weights or weights_of(header)).name

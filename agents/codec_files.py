@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,12 +13,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from agents.interruption import started_without_ctrl_c
 from rlsr_env.cores import available_cores
+from rlsr_env.files import check_writable
 
 Row = TypeVar("Row")
 
@@ -135,21 +137,6 @@ def plan(
     return tasks
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written to, or made.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    nearest = folder.absolute()
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise ValueError(f"cannot write to {folder}: {nearest} is a file, not a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write to {folder}: there is no permission to write in {nearest}")
-
-
 def work_through(
     tasks: Sequence[Task], work: Callable[[Task], Row], workers: int, title: str, console: Console
 ) -> list[Outcome[Row]]:
@@ -186,14 +173,15 @@ def _outcomes(tasks: Sequence[Task], work: Callable[[Task], Outcome[Row]], worke
         workers, multiprocessing.get_context("spawn"), _begin_worker, (max(1, available_cores() // workers),)
     )
     try:
-        yield from pool.map(work, tasks)
+        with started_without_ctrl_c():
+            outcomes = pool.map(work, tasks)
+        yield from outcomes
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _begin_worker(n_threads: int) -> None:
-    """The cores are shared out; Ctrl-C is for the process that was started, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The cores are shared out."""
     torch.set_num_threads(n_threads)
 
 
@@ -258,7 +246,9 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
         columns: The headings.
         rows: The cells, taken literally.
     """
-    table = Table()
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )  # without lines, a long name has room in 80 columns
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number > 0)
     for row in rows:

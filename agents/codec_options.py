@@ -19,6 +19,40 @@ Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
 
 @dataclass(frozen=True)
+class WorkOptions:
+    """What compressing and decompressing have in common."""
+
+    tile: int = TILE
+    """Side of the tiles that the network sees, in pixels of the small picture; bounds the memory."""
+    max_pixels: int = MAX_PIXELS
+    """Pictures of more pixels are refused, before anything of them is decoded."""
+    workers: int = 1
+    """Processes that work at the same time."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the convolutions; auto: bf16 where the processor is faster in it."""
+    force: bool = False
+    """Overwrite files that are there already."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def check(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: For a number out of range.
+        """
+        for name in ("tile", "max_pixels", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+
+
+# On the command line its options stand beside the others, without a prefix.
+Work = Annotated[WorkOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
 class CompressOptions:
     """Compress pictures to .rlsr files: a small JPEG, WebP or AVIF inside, and what restores it.
 
@@ -56,20 +90,7 @@ class CompressOptions:
     """Restore every picture and say how good it is."""
     self_ensemble: bool = False
     """Measure what decompress --self-ensemble restores."""
-    tile: int = TILE
-    """Side of the tiles that the network sees, in pixels of the small picture; bounds the memory."""
-    max_pixels: int = MAX_PIXELS
-    """Pictures of more pixels are refused."""
-    workers: int = 1
-    """Processes that work at the same time."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the convolutions; auto: bf16 where the processor is faster in it."""
-    force: bool = False
-    """Overwrite files that are there already."""
-    json: bool = False
-    """Print JSON instead of a table."""
+    work: Work = WorkOptions()
 
     def check(self) -> None:
         """Check what can be checked without reading a picture.
@@ -88,7 +109,7 @@ class CompressOptions:
         least = 1 if self.base_codec == "jpeg" else 0
         if self.quality is not None and not least <= self.quality <= 100:
             raise ValueError(f"--quality of {self.base_codec} is {least} to 100, got {self.quality}")
-        check_decoding(self)
+        self.work.check()
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -118,22 +139,9 @@ class DecompressOptions:
     """File of the weights (.safetensors) that the files name, where they are elsewhere; lanczos restores without."""
     self_ensemble: bool = False
     """Average over eight flips and turns: a little better, eight times slower."""
-    tile: int = TILE
-    """Side of the tiles that the network sees, in pixels of the small picture; bounds the memory."""
-    max_pixels: int = MAX_PIXELS
-    """Files of larger pictures are refused before anything is decoded."""
     metadata: bool = True
     """Write colour profile and EXIF, where the file has them."""
-    workers: int = 1
-    """Processes that work at the same time."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda, cuda:1, ..."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the convolutions; auto: bf16 where the processor is faster in it."""
-    force: bool = False
-    """Overwrite files that are there already."""
-    json: bool = False
-    """Print JSON instead of a table."""
+    work: Work = WorkOptions()
 
     def check(self) -> None:
         """Check what can be checked without reading a file.
@@ -141,7 +149,7 @@ class DecompressOptions:
         Raises:
             ValueError: For a number out of range.
         """
-        check_decoding(self)
+        self.work.check()
 
 
 @dataclass(frozen=True)
@@ -174,14 +182,3 @@ class WeightsOptions:
         """
         if self.name == "":
             raise ValueError("the name is empty; leave it out for a list of all weights")
-
-
-def check_decoding(options: CompressOptions | DecompressOptions) -> None:
-    """Check the numbers that compress and decompress share.
-
-    Raises:
-        ValueError: For a number out of range.
-    """
-    for name in ("tile", "max_pixels", "workers"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(options, name)}")

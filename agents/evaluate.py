@@ -28,13 +28,14 @@ from agents.evaluation_worker import (
     start_process,
     work,
 )
-from agents.interruption import Interrupted, Interruption
+from agents.interruption import Interrupted, Interruption, started_without_ctrl_c
 from agents.reports import describe_machine, describe_versions, write_json
 from gan.precision import choose_compute_dtype, choose_device
 from gan.rate_curves import Curve, PictureRecord, curves_of, set_rates, with_auto_scales
 from gan.rate_points import LANCZOS_RESTORER, WHOLE, WHOLE_CODECS, FileSeries, Restorer, check_codec
 from gan.zoo import choose_weights
 from rlsr_env.cores import available_cores
+from rlsr_env.files import check_writable
 from rlsr_env.images import ImageSet, image_set
 
 MARKER, RECORDS = "evaluation.json", "pictures"
@@ -208,7 +209,8 @@ class Evaluation:
                 self._stop_if_asked()
                 yield task.uri, self.worker(task)
             return
-        futures = {pool.submit(work, task): task.uri for task in tasks}
+        with started_without_ctrl_c():
+            futures = {pool.submit(work, task): task.uri for task in tasks}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -286,13 +288,8 @@ def _find_images(data: str) -> ImageSet:
 
 def _check_out(out: Path, data: str) -> None:
     """Refuse a folder that cannot be written to, holds something else, or lies among the pictures."""
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--out {out}: {path} is a file; give a folder")
+    check_writable(out)
     if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
         raise ValueError(f"--out {out} holds something that is not of rlsr evaluate; give a new folder")
     if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise ValueError(f"--out {out} lies in the folder of the pictures, {data}; give another one")
-    existing = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out}: {existing} cannot be written to; give another folder")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -125,9 +124,8 @@ _worker: Worker | None = None
 
 
 def start_process(worker: Worker) -> None:
-    """Make a process of a pool ready: one thread, and Ctrl-C left to the process that has the pool."""
+    """Make a process of a pool ready: it has one thread."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the first process has warned already
     _worker = worker

@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.resource_tracker import ensure_running
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -67,3 +70,21 @@ class Interruption:
             raise KeyboardInterrupt
         self.requested = True
         print("\nstopping at the next point from which the run can go on; Ctrl-C again stops at once", file=sys.stderr)
+
+
+@contextmanager
+def started_without_ctrl_c() -> Iterator[None]:
+    """Processes that are started in here never get Ctrl-C, which a terminal sends to all of them; this one does.
+
+    A process could ignore the signal itself, but not before it has imported what it needs, and would fill the terminal
+    with a traceback until then.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    ensure_running()  # multiprocessing's helper; its start would lift what follows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a process inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from agents.run_options import RunOptions
 
 # The defaults under --quick: small enough for 90 seconds on two cores, too small for a finding.
 QUICK: dict[str, Any] = {
@@ -19,12 +20,14 @@ QUICK: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
+class ReproduceOptions(RunOptions):
     """Train SRGAN and RL-SRGAN from one start on equal data, and measure both against Lanczos (Savioli 2019, table 1).
 
     Writes results.json, table.md, comparison.png and curves.png to --out. Ctrl-C stops after the running update (of an
     agent: rollout) and leaves a checkpoint to resume from.
     """
+
+    command: ClassVar[str] = "reproduce"
 
     data: Path | None = None
     """Folder of training pictures; without it, photographs that scikit-image ships."""
@@ -120,28 +123,3 @@ class ReproduceOptions:
         content_weight = 0 if self.content_loss == "none" else self.content_weight
         if self.mse_weight == content_weight == self.adversarial_weight == 0:
             raise ValueError("all loss weights are 0, so there is nothing to train for; set one of them")
-
-    def to_json(self) -> str:
-        """All options but where to write, for config.json."""
-        values = asdict(self)
-        del values["out"], values["resume"]
-        values["data"] = None if self.data is None else str(self.data)
-        values["eval_data"] = [str(folder) for folder in self.eval_data]
-        values["vgg_weights"] = None if self.vgg_weights is None else str(self.vgg_weights)
-        return json.dumps(values, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> ReproduceOptions:
-        """Options that `to_json` wrote.
-
-        Raises:
-            ValueError: For a text that it did not write.
-        """
-        try:
-            values = json.loads(text)
-            for name in ("data", "vgg_weights"):
-                values[name] = None if values[name] is None else Path(values[name])
-            values["eval_data"] = tuple(Path(folder) for folder in values["eval_data"])
-            return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"config.json is not one of rlsr reproduce ({error})") from error

@@ -31,6 +31,7 @@ from agents.reports import (
     write_json,
     write_table,
 )
+from agents.run_folder import CONFIG, RUN, choose_run, read_checkpoint, read_run
 from agents.stages import RLSRGANStage, Stage, SupervisedStage
 from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
 from gan.content import ContentChoice, ContentLoss, choose_content_loss
@@ -50,9 +51,6 @@ from rlsr_env.vector_env import RestorationVectorEnv
 
 METHODS = ("srgan", "rl-srgan")
 PRETRAINED = "pretrained"
-CONFIG = "config.json"
-# What a resumed run must find again, and the command that its results are the results of.
-RUN = "run.json"
 OWN_FOLDERS = ("weights", "checkpoints", "curves", "tensorboard")
 N_CURVE_POINTS = 20
 # Seeds of what is no part of the comparison; the methods' own seeds are 0, 1, ...
@@ -66,36 +64,6 @@ class HeldOut:
     name: str
     pictures: list[CodedPicture]
     folder: Path
-
-
-def check_out(out: Path) -> None:
-    """Refuse a folder that holds something."""
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--out {out}: {path} is a file; give a folder that is new or empty")
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"--out {out} is not empty; give a new folder, or --resume {out} to go on with a run")
-
-
-def _read_resumed(options: ReproduceOptions) -> ReproduceOptions:
-    """The options of the run that --resume names."""
-    assert options.resume is not None
-    if options != ReproduceOptions(resume=options.resume):
-        raise ValueError("--resume takes all options from the run's own config.json; leave the others out")
-    config = options.resume / CONFIG
-    if not config.is_file():
-        raise FileNotFoundError(f"--resume {options.resume}: no {CONFIG} there, so it is no run of rlsr reproduce")
-    return ReproduceOptions.from_json(config.read_text())
-
-
-def _read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state of an interrupted stage."""
-    try:
-        state = torch.load(path, map_location=device)
-        return {key: state[key] for key in ("stage", "points", "seconds")}
-    except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged ({reason}); delete it, and the stage starts anew") from error
 
 
 class Reproduction:
@@ -118,13 +86,8 @@ class Reproduction:
         """
         self.console = console or Console(stderr=True)
         self.resumed = options.resume is not None
-        if self.resumed:
-            self.out = options.resume or Path()
-            options = _read_resumed(options)
-        else:
-            self.out = options.out or Path("runs") / time.strftime("reproduce-%Y%m%d-%H%M%S")
-            check_out(self.out)
-        self.options = options
+        self.out, self.options = choose_run(options)
+        options = self.options
         options.check()
         self.device = choose_device(options.device)
         self.compute_dtype = choose_compute_dtype(self.device, options.precision)
@@ -167,13 +130,10 @@ class Reproduction:
 
     def _check_conditions(self) -> None:
         """Refuse to go on where weights or pictures are not those that the run began with."""
-        path = self.out / RUN
-        if not path.is_file():
-            return
-        begun = json.loads(path.read_text())
-        self.command = begun["command"]
+        begun = read_run(self.out, "command", *self.conditions)
+        self.command = begun.get("command", self.command)
         for name, now in self.conditions.items():
-            if begun[name] != now:
+            if begun and begun[name] != now:
                 raise ValueError(
                     f"{self.out} began with {name} {begun[name]!r}, now it is {now!r}; bring back what it began with, "
                     "or start a new run"
@@ -296,7 +256,7 @@ class Reproduction:
         points: list[dict[str, float]] = []
         seconds = 0.0
         if checkpoint.is_file():
-            state = _read_checkpoint(checkpoint, self.device)
+            state = read_checkpoint(checkpoint, self.device, "stage", "points", "seconds")
             stage.load_state_dict(state["stage"])
             points, seconds = state["points"], state["seconds"]
         started = time.perf_counter()

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch as th
 from stable_baselines3 import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.callbacks import AdversarialLossCallback
 from agents.interruption import Interruption
@@ -81,16 +82,6 @@ class SupervisedStage:
         self.training.load_state_dict(state)
 
 
-class AgentStage(Protocol):
-    """A stage whose updates an SB3 algorithm makes."""
-
-    callback: AdversarialLossCallback
-
-    @property
-    def n_done(self) -> int:
-        """Updates so far."""
-
-
 class StopBetweenRollouts(Exception):
     """Leaves `learn` where the state is whole; returning False from a step would do so in the middle of a rollout."""
 
@@ -153,7 +144,104 @@ def set_random_state(state: dict[str, Any], device: th.device) -> None:
     np.random.set_state(state["numpy"])
 
 
-class RLSRGANStage:
+class AgentStage:
+    """A stage whose updates an SB3 algorithm makes; a callback adds SRGAN's losses to them.
+
+    Attributes:
+        model: The algorithm. Its policy has the generator that is being trained.
+        callback: Makes the updates of SRGAN's losses.
+        env: What the agent learns in.
+        device: Of the generator.
+    """
+
+    model: BaseAlgorithm
+
+    def __init__(
+        self,
+        start: Generator,
+        vector_env: RestorationVectorEnv,
+        callback: AdversarialLossCallback,
+        n_updates: int,
+    ) -> None:
+        """Note what the stage consists of; a subclass then makes `model` and calls `_begin`.
+
+        Args:
+            start: The generator to go on from; it is copied.
+            vector_env: The environments.
+            callback: What adds SRGAN's losses.
+            n_updates: Updates that the stage shall do.
+        """
+        self.n_updates = n_updates
+        self.vector_env = vector_env
+        self.env: VecEnv = GymnasiumVecEnv(vector_env)
+        self.callback = callback
+        self.compute_dtype = start.encoder.compute_dtype
+        self.device = next(start.parameters()).device
+
+    def _begin(self, start: Generator) -> None:
+        """Give the policy the weights to go on from."""
+        self.generator.load_state_dict(start.state_dict())
+        self._connect()
+
+    def _connect(self) -> None:
+        """What is to be done to a new `model`."""
+        self.generator.set_compute_dtype(self.compute_dtype)
+
+    @property
+    def generator(self) -> Generator:
+        """The generator that is being trained."""
+        generator = self.model.policy.generator
+        assert isinstance(generator, Generator)
+        return generator
+
+    @property
+    def timesteps_per_update(self) -> int:
+        """What the algorithm counts in each update."""
+        return self.env.num_envs
+
+    @property
+    def n_done(self) -> int:
+        """Updates so far."""
+        return self.callback.n_updates
+
+    def run(self, on_update: OnUpdate, interruption: Interruption) -> None:
+        """Do the updates that are left; return early, between two rollouts, where an interruption is requested."""
+        n_steps_left = self.n_updates * self.timesteps_per_update - self.model.num_timesteps
+        if n_steps_left <= 0:
+            return
+        callbacks = CallbackList([self.callback, Watch(self, on_update, interruption)])
+        first = self.model.num_timesteps == 0
+        try:
+            self.model.learn(n_steps_left, callback=callbacks, log_interval=10, reset_num_timesteps=first)
+        except StopBetweenRollouts:
+            self.callback.on_training_end()  # learn() did not get there
+
+    def averaged_generator(self) -> Generator:
+        """The moving average of the generator."""
+        return self.callback.adversarial.averaged_generator()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly, between two rollouts."""
+        file = io.BytesIO()
+        self.model.save(file)
+        return {
+            "model": th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8),
+            "callback": self.callback.state_dict(),
+            "env": self.vector_env.state_dict(),
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        file = io.BytesIO(state["model"].cpu().numpy().tobytes())
+        self.model = self.model.load(file, env=self.env, device=self.device, force_reset=False)
+        self._connect()
+        self.vector_env.load_state_dict(state["env"])
+        self.callback.load_state_dict(state["callback"])
+        set_random_state(state["random"], self.device)
+
+
+class RLSRGANStage(AgentStage):
     """RL-SRGAN on the paper's schedule (Savioli 2019, sec. 2.2.3): A2C on the shared trunk, SRGAN at every step.
 
     A2C is the synchronous form of the paper's A3C: the same estimator, its workers stepped together in one batch.
@@ -187,13 +275,10 @@ class RLSRGANStage:
         """
         if n_updates % rollout_steps:
             raise ValueError(f"n_updates must be a multiple of rollout_steps = {rollout_steps}, got {n_updates}")
-        self.n_updates = n_updates
-        self.vector_env = vector_env
-        self.env = VecMonitor(GymnasiumVecEnv(vector_env))
-        self.compute_dtype = start.encoder.compute_dtype
-        self.device = next(start.parameters()).device
+        callback = AdversarialLossCallback(make_update, schedule="step")
+        super().__init__(start, vector_env, callback, n_updates)
+        self.env = VecMonitor(self.env)
         self.logger = logger
-        self.callback = AdversarialLossCallback(make_update, schedule="step")
         self.model = A2C(
             TrunkActorCriticPolicy,
             self.env,
@@ -209,57 +294,11 @@ class RLSRGANStage:
             seed=seed,
             device=self.device,
         )
-        self._policy.generator.load_state_dict(start.state_dict())
-        self._connect()
-
-    @property
-    def _policy(self) -> TrunkActorCriticPolicy:
-        assert isinstance(self.model.policy, TrunkActorCriticPolicy)
-        return self.model.policy
+        self._begin(start)
 
     def _connect(self) -> None:
         """Let the environment judge the generator that is being trained."""
-        self.vector_env.generator = self._policy.generator.set_compute_dtype(self.compute_dtype)
+        super()._connect()
+        self.vector_env.generator = self.generator
         if self.logger is not None:
             self.model.set_logger(self.logger)
-
-    @property
-    def n_done(self) -> int:
-        """SRGAN updates so far."""
-        return self.callback.n_updates
-
-    def run(self, on_update: OnUpdate, interruption: Interruption) -> None:
-        """Do the updates that are left; return early, between two rollouts, where an interruption is requested."""
-        n_steps_left = self.n_updates * self.env.num_envs - self.model.num_timesteps
-        if n_steps_left <= 0:
-            return
-        callbacks = CallbackList([self.callback, Watch(self, on_update, interruption)])
-        first = self.model.num_timesteps == 0
-        try:
-            self.model.learn(n_steps_left, callback=callbacks, log_interval=10, reset_num_timesteps=first)
-        except StopBetweenRollouts:
-            self.callback.on_training_end()  # learn() did not get there
-
-    def averaged_generator(self) -> Generator:
-        """The moving average of the generator."""
-        return self.callback.adversarial.averaged_generator()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on exactly, between two rollouts."""
-        file = io.BytesIO()
-        self.model.save(file)
-        return {
-            "model": th.frombuffer(bytearray(file.getvalue()), dtype=th.uint8),
-            "callback": self.callback.state_dict(),
-            "env": self.vector_env.state_dict(),
-            "random": random_state(self.device),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        file = io.BytesIO(state["model"].cpu().numpy().tobytes())
-        self.model = A2C.load(file, env=self.env, device=self.device, force_reset=False)
-        self._connect()
-        self.vector_env.load_state_dict(state["env"])
-        self.callback.load_state_dict(state["callback"])
-        set_random_state(state["random"], self.device)

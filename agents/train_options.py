@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from agents.run_options import RunOptions
 
 # What --preset stands for: the forms in which weights are shipped. Each is a change of the defaults below.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -36,12 +38,14 @@ QUALITIES: dict[str, dict[int, tuple[int, ...]]] = {
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(RunOptions):
     """Train a decoder: fidelity, then SRGAN, then reinforcement learning, each stage as long as it is given updates.
 
     Writes the weights as float16 with a card, curves, TensorBoard logs and checkpoints to --out. Ctrl-C stops after the
     running update, --resume goes on exactly; after a crash, from the last checkpoint.
     """
+
+    command: ClassVar[str] = "train"
 
     preset: Literal["psnr", "perceptual", "rl-ms_ssim", "rl-srgan"] = "psnr"
     """What the weights are for; sets other defaults of the options below. psnr: fidelity alone. perceptual: SRGAN.
@@ -173,6 +177,10 @@ class TrainOptions:
         for name in ("fidelity_updates", "adversarial_updates", "rl_updates"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(self, name)}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", self.name, re.ASCII):
+            raise ValueError(
+                f"--name must be 1 to 100 letters, digits, _ . + and -, since files are called by it, got {self.name!r}"
+            )
         if not self.updates:
             raise ValueError("no stage has any updates; give --fidelity-updates, --adversarial-updates or --rl-updates")
         if not self.fidelity_updates and self.start is None:
@@ -198,26 +206,3 @@ class TrainOptions:
             )
         if self.clean and self.qualities:
             raise ValueError("--clean has no qualities; leave one of the two out")
-
-    def to_json(self) -> str:
-        """All options but where to write, for config.json."""
-        values = asdict(self)
-        del values["out"], values["resume"]
-        return json.dumps(values, indent=2, default=str) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainOptions:
-        """Options that `to_json` wrote.
-
-        Raises:
-            ValueError: For a text that it did not write.
-        """
-        try:
-            values = json.loads(text)
-            for name in ("data", "valid_data", "start", "vgg_weights"):
-                values[name] = None if values[name] is None else Path(values[name])
-            values["eval_data"] = tuple(Path(folder) for folder in values["eval_data"])
-            values["qualities"] = tuple(values["qualities"])
-            return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"config.json is not one of rlsr train ({error})") from error

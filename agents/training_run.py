@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.grpo_stage import GRPOStage
 from agents.interruption import Interrupted, Interruption
 from agents.reports import describe_machine, describe_versions, write_json
-from agents.reproduce import check_out
+from agents.run_folder import CONFIG, RUN, choose_run, read_checkpoint, read_run
 from agents.stages import Stage, SupervisedStage
 from agents.train_options import TrainOptions
 from gan.adversarial import AdversarialConfig, AdversarialUpdate, SRGANTraining
@@ -39,7 +38,7 @@ from rlsr_env.resample import upsample
 from rlsr_env.rewards import Improvement
 from rlsr_env.vector_env import RestorationVectorEnv
 
-CONFIG, RUN, CHECKPOINT = "config.json", "run.json", "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 VALIDATED = ("psnr", "ms_ssim", "ssim")
 # The metric by which the network of a purpose is chosen among those that were validated; a perceptual one has none.
 CHOSEN_BY = {"psnr": "psnr", "ms_ssim": "ms_ssim", "perceptual": None}
@@ -68,16 +67,9 @@ class TrainingRun:
         self.console = console or Console(stderr=True)
         self.command = command
         self.resumed = options.resume is not None
-        if options.resume is not None:
-            self.out = options.resume
-            if not (self.out / CONFIG).is_file():
-                raise FileNotFoundError(f"--resume {self.out}: no {CONFIG} there, so it is no run of rlsr train")
-            options = TrainOptions.from_json((self.out / CONFIG).read_text())
-        else:
-            self.out = options.out or Path("runs") / time.strftime("train-%Y%m%d-%H%M%S")
-            check_out(self.out)
+        self.out, self.options = choose_run(options)
+        options = self.options
         options.check()
-        self.options = options
         self.device = choose_device(options.device)
         self.compute_dtype = choose_compute_dtype(self.device, options.precision)
         self.generator_config = GeneratorConfig.preset(options.generator, options.scale)
@@ -143,8 +135,7 @@ class TrainingRun:
             pictures = image_set(f"folder:{folder}")
             self.versions.append(pictures.version)
             self.whole[folder.name] = code_pictures(decode_images(pictures, min_size=LEAST_VALIDATED), self.codec)
-        if self.resumed and (self.out / RUN).is_file():
-            begun = json.loads((self.out / RUN).read_text())
+        if begun := read_run(self.out, "command", "pictures"):
             self.command = begun["command"]
             if begun["pictures"] != self.versions:
                 raise ValueError(
@@ -267,7 +258,7 @@ class TrainingRun:
         checkpoint = self.out / CHECKPOINT
         self.points, self.best, seconds = [], {}, 0.0
         if checkpoint.is_file():
-            state = torch.load(checkpoint, map_location=self.device)
+            state = read_checkpoint(checkpoint, self.device, "name", "stage", "points", "best", "seconds")
             if state["name"] == name:
                 stage.load_state_dict(state["stage"])
                 self.points, self.best, seconds = state["points"], state["best"], state["seconds"]
@@ -346,7 +337,7 @@ class TrainingRun:
     def _untrained(self, stage: Stage) -> Generator:
         """The generator before a stage's first update, when its moving average holds nothing yet."""
         if isinstance(stage, GRPOStage):
-            return stage.model.policy.generator
+            return stage.generator
         assert isinstance(stage, SupervisedStage)
         training = stage.training
         return training.adversarial.generator if isinstance(training, SRGANTraining) else training.generator

@@ -96,7 +96,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         else:
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes lead the unpickler into any kind of exception
-        raise ValueError(f"{path} cannot be read as a weights file: {_first_line(error)}") from error
+        reason = _first_line(error).partition(". ")[0]  # torch goes on with how to load it at one's peril
+        raise ValueError(f"{path} cannot be read as a weights file: {reason}") from error
     if not isinstance(state_dict, dict):
         raise ValueError(f"{path} holds a {type(state_dict).__name__}, expected a dictionary of VGG19's weights")
     named = {

@@ -19,6 +19,7 @@ from gan.zoo import (
     N_SHA256_BYTES,
     MissingWeightsError,
     Weights,
+    check_weights,
     choose_weights,
     find_weights,
     load_decoder,
@@ -120,6 +121,7 @@ def compress(
     """
     codec = LRCodec(scale, base, quality)
     lr_stream = codec.encode(image)
+    check_weights(weights)
     weights = choose_weights(codec.scale, base, purpose) if weights is None else weights
     return pack(lr_stream, image.shape[:2], codec.scale, base, weights, abbreviated, metadata or Metadata())
 
@@ -204,7 +206,11 @@ def read_content(data: bytes) -> Content:
 
     Raises:
         FileFormatError: As for `read_header`.
+        TypeError: `data` is not bytes.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"data is the content of a file, as bytes; got {type(data).__name__}")
+    data = bytes(data)
     if not data:
         raise FileFormatError("the file is empty")
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
@@ -315,7 +321,9 @@ def weights_of(header: Header, given: Weights | None = None) -> Weights:
 
     Raises:
         FileFormatError: They are not here, or others, or for another scale.
+        TypeError: `given` is something else than weights.
     """
+    check_weights(given)
     if given is not None and given.path is not None:
         if not header.sha256_prefix or not given.sha256.startswith(header.sha256_prefix):
             made_with = f"{header.weights!r} ({header.sha256_prefix.hex()}...)" if header.sha256_prefix else LANCZOS

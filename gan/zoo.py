@@ -93,9 +93,26 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     return Weights(path.stem, card["generator"].get("scale", 4), path, card)
 
 
+def check_weights(weights: Weights | None) -> None:
+    """Refuse what is neither weights nor None, such as their name.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if weights is not None and not isinstance(weights, Weights):
+        raise TypeError(f"weights are what gan.zoo.read_weights(path) returns, or None; got {weights!r}")
+
+
 def weights_folders() -> list[Path]:
-    """Where weights are looked for, in this order."""
+    """Where weights are looked for, in this order; warns of a folder that is not there."""
     own = os.environ.get(ENVIRONMENT_VARIABLE)
+    if own and not Path(own).is_dir():
+        warnings.warn(
+            f"{ENVIRONMENT_VARIABLE} names {own}, which is no folder: only the package's own weights are there",
+            UserWarning,
+            stacklevel=2,
+        )
+        own = None
     return [*([Path(own)] if own else []), PRETRAINED]
 
 

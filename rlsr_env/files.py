@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever sees half of one, and where they can be written at all."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any])
     except BaseException:  # also Ctrl-C: the half-written file must go, unless it has its name already
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, or made.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    nearest = folder.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ValueError(f"cannot write to {folder}: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {folder}: there is no permission to write in {nearest}")

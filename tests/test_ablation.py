@@ -197,12 +197,6 @@ def test_noise_is_smooth_for_the_rewards_that_are_named(finished: Path, data: Pa
     assert (noise["psnr"].noise_blur, noise["psnr"].grey_noise) == (0.0, False)
 
 
-def test_config_from_before_noise_could_be_smooth_means_white_noise(data: Path, tmp_path: Path) -> None:
-    values = json.loads(tiny(data, tmp_path).to_json())
-    del values["smooth_noise_for"], values["noise_blur"]
-    assert AblateOptions.from_json(json.dumps(values)).smooth_noise_for == ()
-
-
 def test_patches_are_as_large_as_the_metric_needs_and_as_many_as_cover_as_much() -> None:
     run = object.__new__(Ablation)
     run.options = AblateOptions(scale=4, hr_patch_size=96, n_patches=8)
@@ -266,6 +260,17 @@ def test_resuming_a_finished_run_trains_nothing(
     monkeypatch.setattr(Ablation, "train_cell", lambda *_: pytest.fail("trained again"))
     prepare(AblateOptions(resume=out)).run()
     assert (out / "table.md").read_text() == (finished / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("start/srgan.pt", "junk"), ("cells/control-seed0.json", "junk"), ("cells/control-seed0.json", '{"no": "cell"}')],
+)
+def test_damaged_file_of_a_run_is_named(name: str, content: str, finished: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged .*delete it, and "):
+        prepare(AblateOptions(resume=out)).run()
 
 
 def test_options_survive_the_file(data: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_out_that_is_not_empty(fails: Fails, tmp_path: Path) -> None:
 def test_out_that_is_a_file_or_lies_in_one(fails: Fails, good: Path) -> None:
     file = good / "a.png"
     for out in (file, file / "some" / "where"):
-        assert fails("--out", out) == f"--out {out}: {file} is a file; give a folder that is new or empty"
+        assert fails("--out", out) == f"cannot write to {out}: {file} is a file, not a folder"
 
 
 def write_vgg(path: Path, content: str) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from agents.cli import main
-from agents.codec_files import Task, attempt, plan, work_through
+from agents.codec_files import Task, attempt, plan, print_table, work_through
 from agents.codec_options import MAX_PIXELS, SCALES, TILE, CompressOptions
 from gan import picture_files, tiling, zoo
 from gan.file_format import compress, decompress, read_content, read_header
@@ -113,6 +114,14 @@ def test_small_picture_inside_is_a_plain_file(base: str, run: Run, pictures: Pat
     assert stream == LRCodec(3, base, 50).encode(waves())
     run("decompress", "a.rlsr", "-o", f"one.{suffix}", "--lr")
     assert Path(f"one.{suffix}").read_bytes() == stream
+
+
+def test_table_has_room_for_a_name_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "out/bee.rlsr"
+    row = (name, "329", "0.137", "32.97", "0.9999", "2", "jpeg 30", "x2-jpeg-psnr")
+    columns = ("file", "bytes", "bpp", "PSNR (dB)", "MS-SSIM", "scale", "quality", "weights")
+    print_table(Console(width=80), columns, [row])
+    assert name in capsys.readouterr().out
 
 
 def test_json_says_what_the_files_are(run: Run, pictures: Path) -> None:

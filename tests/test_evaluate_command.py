@@ -232,7 +232,7 @@ def test_damaged_record_is_measured_again(data: Path, tmp_path: Path) -> None:
 
 
 def test_processes_give_the_same_results(data: Path, tmp_path: Path) -> None:
-    one, two = (evaluate(data, tmp_path / f"out-{n}", workers=n, rates=(0.8,)) for n in (1, 2))
+    one, two = (evaluate(data, tmp_path / f"out-{n}", workers=n, rates=(0.8,), codecs=("jpeg",)) for n in (1, 2))
     assert two["curves"] == one["curves"]
 
 
@@ -322,7 +322,7 @@ def test_folder_that_cannot_be_written_to_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    assert "cannot be written to" in refusal(capsys, str(data), "--out", str(tmp_path / "locked" / "out"))
+    assert "no permission to write" in refusal(capsys, str(data), "--out", str(tmp_path / "locked" / "out"))
 
 
 def test_codec_that_pillow_lacks_is_refused(

@@ -311,3 +311,25 @@ def test_content_can_be_taken_apart_without_a_decoder(file: bytes) -> None:
     content = read_content(file)
     assert isinstance(content, Content)
     assert 0 < len(content.stored) < len(file)
+
+
+@pytest.mark.parametrize("data", ["text", None, 5, np.zeros(40, np.uint8)], ids=lambda data: type(data).__name__)
+def test_data_that_is_no_bytes_is_refused(data: Any) -> None:
+    with pytest.raises(TypeError, match=f"data is the content of a file, as bytes; got {type(data).__name__}"):
+        decompress(data)
+
+
+def test_any_kind_of_bytes_is_read() -> None:
+    image = np.full((20, 30, 3), 99, np.uint8)
+    data = compress(image, scale=2, quality=30, weights=LANCZOS_WEIGHTS)
+    for kind in (bytearray, memoryview):
+        assert np.array_equal(decompress(kind(data)), decompress(data))  # type: ignore[arg-type]
+
+
+def test_name_of_weights_in_their_place_is_refused() -> None:
+    image = np.full((20, 30, 3), 99, np.uint8)
+    with pytest.raises(TypeError, match=r"read_weights\(path\) returns, or None; got 'x2-jpeg-psnr'"):
+        compress(image, scale=2, quality=30, weights="x2-jpeg-psnr")  # type: ignore[arg-type]
+    data = compress(image, scale=2, quality=30, weights=LANCZOS_WEIGHTS)
+    with pytest.raises(TypeError, match="got 'lanczos'"):
+        decompress(data, weights="lanczos")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from rich.console import Console
 
 from agents.cli import main
 from agents.options import ReproduceOptions
-from agents.reproduce import Interrupted, Reproduction, _read_checkpoint
+from agents.reproduce import Interrupted, Reproduction
 from agents.stages import Stage
 from gan.losses import Metrics
 from rlsr_env.codec import LRCodec
@@ -363,7 +363,7 @@ def test_ctrl_c_of_a_real_process_leaves_a_run_to_go_on_with(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    options = replace(tiny(data, out), eval_data=(data / "first",), pretrain_updates=100, seeds=1)
+    options = replace(tiny(data, out), eval_data=(data / "first",), pretrain_updates=60, seeds=1)
     command = [sys.executable, "-m", "agents.cli", *as_arguments(options)]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None and process.stdout is not None
@@ -371,14 +371,14 @@ def test_ctrl_c_of_a_real_process_leaves_a_run_to_go_on_with(
             seen = []
             for line in lines:
                 seen.append(line)
-                if line.startswith("pretrained 5/100 "):
+                if line.startswith("pretrained 3/60 "):
                     process.send_signal(signal.SIGINT)
             said = "".join(seen)
         assert process.stdout.read() == ""
     assert process.returncode == 130
     assert "stopping at the next point from which the run can go on" in said
     assert seen[-1].startswith("rlsr: stopped in pretrained at update ")
-    assert seen[-1].endswith(f" of 100; go on with: rlsr reproduce --resume {out}\n")
+    assert seen[-1].endswith(f" of 60; go on with: rlsr reproduce --resume {out}\n")
     assert "Traceback" not in said
     assert (out / "checkpoints" / "pretrained.pt").is_file()
     assert not (out / "results.json").exists()
@@ -388,19 +388,24 @@ def test_ctrl_c_of_a_real_process_leaves_a_run_to_go_on_with(
         assert main(["reproduce", "--resume", str(out)]) == 0
     assert capsys.readouterr().out.startswith("wrote ")
     assert read(out / "results.json")["seeds"] == [0]
-    assert [point["update"] for point in read(out / "curves" / "pretrained.json")] == list(range(5, 101, 5))
+    assert [point["update"] for point in read(out / "curves" / "pretrained.json")] == list(range(3, 61, 3))
 
 
-def test_quick_run_on_the_default_pictures(tmp_path: Path) -> None:
+FEW_UPDATES = ("--pretrain-updates", "10", "--updates", "5", "--discriminator-channels", "4")
+
+
+@pytest.mark.parametrize("fewer", [FEW_UPDATES, pytest.param((), marks=pytest.mark.slow)])
+def test_quick_run_on_the_default_pictures(fewer: tuple[str, ...], tmp_path: Path) -> None:
+    command = shlex.join(["reproduce", "--quick", *fewer, "--out", "out"])
     done = subprocess.run(
-        [sys.executable, "-m", "agents.cli", "reproduce", "--quick", "--out", "out"],
+        [sys.executable, "-m", "agents.cli", *shlex.split(command)],
         cwd=tmp_path, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == "wrote out/results.json, table.md, comparison.png, curves.png\n"
     assert "content loss: VGG19 of fixed random weights (seed 0)" in done.stderr
     results = read(tmp_path / "out" / "results.json")
-    assert results["command"] == "rlsr reproduce --quick --out out"
+    assert results["command"] == f"rlsr {command}"
     assert results["content_loss"].startswith("VGG19 of fixed random weights (seed 0)")
     assert results["training_pictures"] == 8
     assert results["skipped_files"] == 0
@@ -415,15 +420,8 @@ def test_quick_run_on_the_default_pictures(tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / name) as image:
             image.load()
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "Command: `rlsr reproduce --quick --out out`" in table
+    assert f"Command: `rlsr {command}`" in table
     assert "n/a" not in table
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "srgan-seed0.pt"
-    path.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match=r"srgan-seed0\.pt is damaged .*delete it, and the stage starts anew"):
-        _read_checkpoint(path, torch.device("cpu"))
 
 
 def test_a_run_is_not_resumed_with_other_pictures(copy_of_finished: Path) -> None:

@@ -1,6 +1,7 @@
 """`rlsr train` from pictures to weights, and what it refuses."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,15 @@ def test_interrupted_run_goes_on_exactly(
     assert read_card(given.out / name)["command"] == "rlsr train ..."
 
 
+def test_damaged_checkpoint_is_one_clear_error(whole_run: TrainOptions, tmp_path: Path) -> None:
+    assert whole_run.out is not None
+    out = shutil.copytree(whole_run.out, tmp_path / "run")
+    (out / "stages" / "rl.json").unlink()  # as if it were not finished
+    (out / "checkpoint.pt").write_bytes(b"PK no checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+        TrainingRun(TrainOptions(resume=out), command="", console=Console(quiet=True)).run()
+
+
 def test_another_scale_takes_over_the_encoder(pictures: Path, tmp_path: Path, whole_run: TrainOptions) -> None:
     assert whole_run.out is not None
     start = whole_run.out / "x2-jpeg-psnr.safetensors"
@@ -166,6 +176,10 @@ def test_another_scale_takes_over_the_encoder(pictures: Path, tmp_path: Path, wh
         ({"qualities": (0,)}, "quality of jpeg is 1 to 100"),
         ({"reward": "nonsense", "rl_updates": 1}, "Unknown metric 'nonsense'"),
         ({"adversarial_updates": 1, "batch_size": 1}, "--batch-size must be 2 or more for SRGAN"),
+        ({"name": "my/weights"}, "--name must be 1 to 100 letters, digits, .* got 'my/weights'"),
+        ({"name": "../../elsewhere"}, "--name must be"),
+        ({"name": ""}, "--name must be"),
+        ({"name": "two words"}, "--name must be"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(

@@ -53,6 +53,14 @@ def test_own_folder_goes_before_the_package(monkeypatch: pytest.MonkeyPatch, tmp
     assert there[0].path == tmp_path / "own" / "one.safetensors"
 
 
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_own_folder_that_is_none_is_said(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RLSR_WEIGHTS", str(tmp_path / name))
+    with pytest.warns(UserWarning, match=f"RLSR_WEIGHTS names .*{name}, which is no folder"):
+        assert weights_folders() == [zoo.PRETRAINED]
+
+
 def test_no_folder_is_no_weights(tmp_path: Path) -> None:
     assert list_weights([tmp_path / "nowhere"]) == []
 
