@@ -5,7 +5,8 @@ beside doing nothing (a gain of zero), the best constant action, the same networ
 and the oracle. Patches are small and the grid is coarse, so that a run takes less than a minute.
 
 Needs `uv sync --extra contrib`; rows whose library is missing say so. Writes algorithms.json and algorithms.md to
-`--out`; runs that are there already are kept, so that an interrupted comparison goes on.
+`--out`; runs that are there already are kept, so that an interrupted comparison goes on. They may also be there in an
+algorithms.json alone, such as results/algorithms/algorithms.json: copied to `--out`, it gets the rows that it lacks.
 """
 
 from __future__ import annotations
@@ -309,21 +310,27 @@ settings = {
     name: getattr(args, name)
     for name in ("images", "held_out", "total_timesteps", "n_envs", "n_held_out", "lr_patch_size", "grid_size")
 }
-if kept(args.out / "settings.json", lambda: settings) != settings:
-    sys.exit(f"{args.out} holds runs with other settings (settings.json); take another --out")
-ruler = kept(args.out / "yardsticks.json", yardsticks)
+finished = args.out / "algorithms.json"
+earlier: dict[str, Any] = json.loads(finished.read_text()) if finished.is_file() else {}
+for holder in (kept(args.out / "settings.json", lambda: settings), earlier.get("settings", settings)):
+    if holder != settings:
+        sys.exit(f"{args.out} holds runs with other settings; take another --out")
+ruler = kept(args.out / "yardsticks.json", lambda: earlier.get("yardsticks") or yardsticks())
 print(", ".join(f"{name} {value:+.4f}" for name, value in ruler.items()), flush=True)
 
 GRADIENT = "metric's gradient, no RL"
 runs: dict[str, list[dict[str, Any]]] = {}
 for seed in range(args.seeds):
     for name in (GRADIENT, *args.algorithms):
-        if name in NEEDED and find_spec(NEEDED[name]) is None:
+        there = earlier.get("algorithms", {}).get(name, {}).get("runs", [])[seed : seed + 1]
+        if name in NEEDED and not there and find_spec(NEEDED[name]) is None:
             print(f"{name}: {NEEDED[name]} is not installed, left out", flush=True)
             continue
         path = args.out / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}.json"
         if path.is_file():
             pass
+        elif there:
+            write_json(path, there[0])
         elif name in SCRIPTS:
             run_script(name, seed, path)
         else:
