@@ -26,6 +26,10 @@ def slide(image: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         `(N, C, H - K + 1, W - K + 1)`, contiguous.
     """
+    from rlsr_env.loops import can_loop, filtered  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(image):
+        return filtered(image, kernel)
     if image.device.type == "cpu" and image.dtype == torch.float32:
         return _Slide.apply(image, kernel)
     # A convolution with a group for each colour is slow; as a batch of pictures of one channel it is not.
