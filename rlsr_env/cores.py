@@ -53,8 +53,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compile(function, ())
 
 
-def compiled_for_any_value(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `compiled`, where NaN stays NaN; sums may be taken in another order, always the same on one processor.
+def compiled_exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `compiled`, with every operation as it is written, so that it agrees with PyTorch's; NaN stays NaN.
+
+    Args:
+        function: What Numba can compile.
+
+    Returns:
+        The compiled function.
+    """
+    return _compile(function, (), fastmath=False)
+
+
+def compiled_in_any_order(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `compiled_exactly`, but sums are taken in whatever order is fast, always the same on one processor.
 
     Args:
         function: What Numba can compile.

@@ -54,7 +54,7 @@ class _Slide(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """The gradient of the picture."""
         (kernel,) = ctx.saved_tensors
         around = len(kernel) - 1

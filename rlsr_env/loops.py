@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlsr_env.block_maps import C1, C2, WINDOW_RADIUS
-from rlsr_env.cores import compiled_for_any_value, share_out
+from rlsr_env.cores import compiled_exactly, compiled_in_any_order, share_out
 
 # Values for which it pays to start threads, which takes a tenth of a millisecond.
 WORTH_THREADS = 500_000
@@ -126,7 +126,7 @@ def _share(work: Callable[[slice], None], n_items: int, n_values: int) -> None:
         share_out(work, n_items)
 
 
-@compiled_for_any_value
+@compiled_exactly
 def _filter(planes: Floats, kernel: Floats, result: Floats) -> None:
     """Filter planes `(M, H, W)`: columns, then rows."""
     n_planes, height, width = planes.shape
@@ -145,12 +145,16 @@ def _filter(planes: Floats, kernel: Floats, result: Floats) -> None:
                     row[x] += kernel[k] * column_sums[x + k]
 
 
-@compiled_for_any_value
+@compiled_exactly
 def _similarity(
     sr: Floats, hr: Floats, hr_mean: Floats, luminance: Floats, contrast: Floats, kernel: Floats,
     values: NDArray[np.float64],
 ) -> None:  # fmt: skip
-    """The mean SSIM of planes `(M, H, W)`."""
+    """The mean SSIM of planes `(M, H, W)`.
+
+    In the order of `_filter` and of `StructuralSimilarity.originals`: where both pictures are the same, variances and
+    covariance must be the same to the bit, or on flat pictures their rounding errors show.
+    """
     n_planes, height, width = sr.shape
     # Under each window: the weighted sums of the values, of their squares, and of their products with the original's.
     sums, squares, products = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
@@ -165,10 +169,9 @@ def _similarity(
                 total, square, product = np.float32(0), np.float32(0), np.float32(0)
                 for k in range(WINDOW):
                     value = sr[plane, top + k, x]
-                    weighted = kernel[k] * value
-                    total += weighted
-                    square += weighted * value
-                    product += weighted * hr[plane, top + k, x]
+                    total += kernel[k] * value
+                    square += kernel[k] * (value * value)
+                    product += kernel[k] * (value * hr[plane, top + k, x])
                 sums[x], squares[x], products[x] = total, square, product
             for x in range(n_columns):
                 mean, square, product = np.float32(0), np.float32(0), np.float32(0)
@@ -186,7 +189,7 @@ def _similarity(
         values[plane] = 4 * totals.sum() / (n_rows * n_columns)
 
 
-@compiled_for_any_value
+@compiled_in_any_order
 def _squared_difference(sr: Floats, hr: Floats, sums: NDArray[np.float64]) -> None:
     """The sum of squared differences of pictures `(N, L)`."""
     n_pictures, length = sr.shape
@@ -198,8 +201,8 @@ def _squared_difference(sr: Floats, hr: Floats, sums: NDArray[np.float64]) -> No
         sums[picture] = total
 
 
-@compiled_for_any_value
-def _round(values: Floats, rounded: Floats) -> float:
+@compiled_in_any_order
+def _round(values: Floats, rounded: Floats) -> np.float32:
     """Clip and round values `(L,)`; returns their sum."""
     total = np.float32(0)
     for i in range(len(values)):

@@ -49,9 +49,9 @@ class StructuralSimilarity:
         if can_loop(sr_image, *given):
             return similarities(sr_image, *given)
         mean = slide(sr_image, self.kernel)
-        # Differences in place: what lies between two operations should not leave the cache.
-        covariance = slide(sr_image * self.hr_image, self.kernel).addcmul_(mean, self.mean, value=-1)
-        variance = slide(sr_image * sr_image, self.kernel).addcmul_(mean, mean, value=-1)
+        covariance = slide(sr_image * self.hr_image, self.kernel) - mean * self.mean
+        variance = slide(sr_image * sr_image, self.kernel) - mean * mean
+        # In place: what lies between two operations should not leave the cache.
         # Eq. 13 with halves: (2 a + C1) (2 b + C2) = 4 (a + C1 / 2) (b + C2 / 2).
         quarter = (mean * self.mean).add_(C1 / 2).mul_(covariance.add_(C2 / 2))
         similarity = quarter.div_(torch.addcmul(self.luminance, mean, mean).mul_(variance.add_(self.contrast)))

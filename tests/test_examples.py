@@ -158,6 +158,21 @@ def test_comparison_keeps_what_was_there_and_says_what_it_comes_to(comparison: P
     assert results["command"] in table
 
 
+def test_comparison_goes_on_from_its_results_alone(folder: str, comparison: Path, tmp_path: Path) -> None:
+    results = results_of(comparison)
+    results["algorithms"] = {name: results["algorithms"][name] for name in ("metric's gradient, no RL", "PPO")}
+    results["algorithms"]["PPO"]["runs"] = [KEPT]
+    (tmp_path / "algorithms.json").write_text(json.dumps(results))
+    run(
+        "compare_algorithms.py", "--quick", "--images", folder, "--held-out", folder, "--algorithms", "PPO", "A2C",
+        "--total-timesteps", 96, "--n-envs", 4, "--n-held-out", 4, "--n-oracle-iterations", 2, "--out", tmp_path,
+    )  # fmt: skip
+    added = results_of(tmp_path)
+    assert added["algorithms"]["PPO"]["runs"] == [KEPT]
+    assert added["yardsticks"] == results["yardsticks"]
+    assert added["algorithms"]["A2C"]["runs"][0]["timesteps"] >= 96
+
+
 def test_comparison_does_not_mix_runs_of_other_settings(comparison: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "compare_algorithms.py"), "--out", str(comparison)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600)
