@@ -229,10 +229,13 @@ def judge(model: BaseAlgorithm, name: str) -> float:
 def train(name: str, seed: int) -> dict[str, Any]:
     """Train and judge an algorithm of SB3 or sb3-contrib."""
     model = build(name, GymnasiumVecEnv(make_env_for(name, args.images, args.n_envs)), seed)
+    # ARS of sb3-contrib adds the number of environments for each of them at every step, instead of once.
+    counted_times = args.n_envs if name == "ARS" else 1
     started = time.process_time()
-    model.learn(args.total_timesteps)
+    model.learn(args.total_timesteps * counted_times)
     seconds = time.process_time() - started
-    return {"gain": judge(model, name), "timesteps": model.num_timesteps, "cpu_seconds": round(seconds, 1)}
+    n_steps = model.num_timesteps // counted_times
+    return {"gain": judge(model, name), "timesteps": n_steps, "cpu_seconds": round(seconds, 1)}
 
 
 def train_by_gradient(seed: int) -> dict[str, Any]:
