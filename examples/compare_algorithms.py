@@ -54,7 +54,7 @@ OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "DQN")
 SCRIPTS = {"REINFORCE": "reinforce.py", "TorchRL PPO": "torchrl_ppo.py", "RLlib PPO": "rllib_ppo.py"}
 NEEDED = {"TorchRL PPO": "torchrl", "RLlib PPO": "ray"}  # the package of an optional extra
 REMARKS = {
-    "ARS": "linear; sees mean and deviation of each channel in each cell; 8 environments",
+    "ARS": "linear; sees mean and deviation of each channel in each cell; 4 environments",
     "DQN": "7 moves, each of one band in the whole patch",
     "REINFORCE": "`examples/reinforce.py`, no critic: environments of equal seeds are each other's baseline",
     "TorchRL PPO": "`examples/torchrl_ppo.py`",
@@ -205,7 +205,7 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
         "DDPG": {**off_policy, **noise},
         "DQN": {**off_policy, "target_update_interval": 200, "exploration_fraction": 0.3},
         "ARS": {
-            "n_delta": 4, "n_top": 4, "delta_std": 0.3, "learning_rate": LinearSchedule(0.05, 0.0, 1.0),
+            "n_delta": 8, "n_top": 4, "delta_std": 0.3, "learning_rate": LinearSchedule(0.05, 0.0, 1.0),
             "n_eval_episodes": env.num_envs, "policy_kwargs": {"with_bias": True},
         },
     }  # fmt: skip
@@ -229,7 +229,7 @@ def judge(model: BaseAlgorithm, name: str) -> float:
 def train(name: str, seed: int) -> dict[str, Any]:
     """Train and judge an algorithm of SB3 or sb3-contrib."""
     # ARS judges a direction by one episode in each environment; few of them leave steps for many updates.
-    n_envs = min(args.n_envs, 8) if name == "ARS" else args.n_envs
+    n_envs = min(args.n_envs, 4) if name == "ARS" else args.n_envs
     model = build(name, GymnasiumVecEnv(make_env_for(name, args.images, n_envs)), seed)
     # ARS of sb3-contrib adds the number of environments for each of them at every step, instead of once.
     counted_times = n_envs if name == "ARS" else 1
