@@ -59,7 +59,8 @@ REMARKS = {
     # Tried with seed 0, 9216 steps and patches of training pictures (best constant +0.0101): a falling learning rate
     # alone -0.0007; and no discount (gamma 0) -0.0075; and twice the updates with the actor at every fourth -0.0041; a
     # falling learning rate and actions of half the size (max_change 0.25) +0.0078.
-    "TD3": "unsteady, on average below the constant; tried besides: falling learning rate, gamma 0, more updates, smaller actions",
+    "TD3": "unsteady, on average below the constant; tried besides: falling learning rate, gamma 0, more updates, "
+    "smaller actions",
     "DDPG": "settings as for TD3",
     "REINFORCE": "`examples/reinforce.py`, no critic: environments of equal seeds are each other's baseline",
     "TorchRL PPO": "`examples/torchrl_ppo.py`",
