@@ -297,11 +297,11 @@ def table(results: Mapping[str, Any]) -> str:
             f"What is fixed cost (Python, Gymnasium's and SB3's bookkeeping, the call of each operation) in a step of "
             f"one environment in DummyVecEnv, measured with LR patches of {results['fixed_cost_at']} pixels. The rest "
             "is work on pixels (upsampling, filters, metric, gathering the next patch). A batch pays the fixed cost "
-            "once, but on as many cores it does the same work on pixels for each patch, so a ratio can hardly be above "
-            "the step over that rest.",
+            "once, but on as many cores it does the work on pixels for each patch all the same: a ratio well above the "
+            "last column needs a batch that does that work faster, and ten needs it to be a tenth of the step.",
             "",
             *rows_of(
-                ["id", "scalar step, us", "of it fixed", "work on pixels", "step over work on pixels"],
+                ["id", "scalar step, us", "of it fixed", "work on pixels", "scalar step over work on pixels"],
                 [[f"`{env_id}`", *parts_of(entry)] for env_id, entry in results["fixed_cost"].items()],
             ),
             f"## Other vector environments, `{results['env_id']}`",
