@@ -143,6 +143,22 @@ def compare_with_dummy(env_id: str, lr_patch_size: int, device: torch.device, ar
     return compare(native, rival, args, args.clock)
 
 
+def compare_fixed_cost(env_id: str, device: torch.device, args: Args) -> dict[str, Any]:
+    """Microseconds of a scalar step at the default patch and at the smallest, where nearly all of it is fixed cost."""
+    seconds = {}
+    for size in (40, min(args.lr_patch_sizes)):
+        make = partial(gymnasium.make, env_id, source=make_source(env_id, device, size))
+        env = DummyVecEnv([make] * args.n_envs)
+        step, episode_length = stepping(env), ENVIRONMENTS[env_id]["episode_length"]
+        rates = [
+            steps_per_second(step, args.n_envs, episode_length, args.seconds, args.clock) for _ in range(args.rounds)
+        ]
+        seconds[size] = 1.0 / statistics.median(rates)
+        env.close()
+    whole, fixed = seconds.values()
+    return {"step_microseconds": 1e6 * whole, "fixed_microseconds": 1e6 * fixed}
+
+
 def compare_with_others(device: torch.device, args: Args) -> dict[str, Any]:
     """The native batch against the other vector environments of the same scalar ones."""
     source = make_source(args.env_id, device)
@@ -245,6 +261,11 @@ def table(results: Mapping[str, Any]) -> str:
         spread = f"**{ratio['median']:.1f}** ({ratio['min']:.1f} to {ratio['max']:.1f})"
         return [f"{entry['native_steps_per_second']:.0f}", f"{entry['steps_per_second']:.0f}", spread]
 
+    def parts_of(entry: Mapping[str, Any]) -> list[str]:
+        whole, fixed = entry["step_microseconds"], entry["fixed_microseconds"]
+        bound = f"{whole / (whole - fixed):.1f}" if whole > fixed else "too close to tell"
+        return [f"{whole:.0f}", f"{fixed:.0f}", f"{whole - fixed:.0f}", bound]
+
     def memory_of(entry: Mapping[str, Any]) -> list[str]:
         figures = (entry[name] for name in ("steps_per_second", "peak_megabytes", "before_the_environments"))
         return ["unknown" if figure is None else f"{figure:.0f}" for figure in figures]
@@ -272,6 +293,16 @@ def table(results: Mapping[str, Any]) -> str:
             *rows_of(
                 ["LR patch", "native, steps/s", "DummyVecEnv, steps/s", "ratio"],
                 [[f"{size} x {size}", *row_of(entry)] for size, entry in results["lr_patch_sizes"].items()],
+            ),
+            f"What is fixed cost (Python, Gymnasium's and SB3's bookkeeping, the call of each operation) in a step of "
+            f"one environment in DummyVecEnv, measured with LR patches of {results['fixed_cost_at']} pixels. The rest "
+            "is work on pixels (upsampling, filters, metric, gathering the next patch). A batch pays the fixed cost "
+            "once, but on as many cores it does the work on pixels for each patch all the same: a ratio well above the "
+            "last column needs a batch that does that work faster, and ten needs it to be a tenth of the step.",
+            "",
+            *rows_of(
+                ["id", "scalar step, us", "of it fixed", "work on pixels", "scalar step over work on pixels"],
+                [[f"`{env_id}`", *parts_of(entry)] for env_id, entry in results["fixed_cost"].items()],
             ),
             f"## Other vector environments, `{results['env_id']}`",
             "",
@@ -313,6 +344,8 @@ def main(args: Args) -> None:
         "lr_patch_sizes": {
             str(size): compare_with_dummy(args.env_id, size, device, args) for size in args.lr_patch_sizes
         },
+        "fixed_cost_at": min(args.lr_patch_sizes),
+        "fixed_cost": {env_id: compare_fixed_cost(env_id, device, args) for env_id in ENVIRONMENTS},
         "others": compare_with_others(device, args),
         "sizes": {str(size): in_fresh_process(size, args) for size in args.sizes},
         "step_over_generator_and_metric": step_over_generator_and_metric(device, args),

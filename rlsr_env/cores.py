@@ -53,6 +53,30 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compile(function, ())
 
 
+def compiled_exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `compiled`, with every operation as it is written, so that it agrees with PyTorch's; NaN stays NaN.
+
+    Args:
+        function: What Numba can compile.
+
+    Returns:
+        The compiled function.
+    """
+    return _compile(function, (), fastmath=False)
+
+
+def compiled_in_any_order(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `compiled_exactly`, but sums are taken in whatever order is fast, always the same on one processor.
+
+    Args:
+        function: What Numba can compile.
+
+    Returns:
+        The compiled function.
+    """
+    return _compile(function, (), fastmath={"contract", "reassoc", "nsz"})
+
+
 def compiled_as(signature: Any, inner: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """As `compiled`, for arguments of given types, and at once.
 
@@ -75,7 +99,7 @@ def _compile(function: Callable[..., Any], signatures: tuple[Any, ...], **settin
     import numba  # only here: it takes its time, and most metrics need none of it
 
     # Without NaN and signed zero, a minimum is one instruction on many numbers. The order of sums stays as written.
-    settings |= {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy"}
+    settings = {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy", **settings}
     njit: Callable[..., Any] = numba.njit
     try:
         return njit(*signatures, cache=True, **settings)(function)

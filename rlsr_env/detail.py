@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlsr_env.batches import groups_in_cache
-from rlsr_env.filters import gaussian_kernel, one_by_one, side_by_side, slide
+from rlsr_env.filters import gaussian_kernel, slide
 from rlsr_env.tasks import Restorer, Task
 
 
@@ -25,7 +25,7 @@ def blur(image: Tensor, deviation: float) -> Tensor:
         image: `(B, C, H, W)` float.
         deviation: Standard deviation in pixels, above 0.
     """
-    return one_by_one(next(_blurs(image, [deviation]))[1], image.shape[1])
+    return next(_blurs(image, [deviation]))[1]
 
 
 def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
@@ -46,21 +46,21 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
     deviations = [0.35 * 2**k * scale for k in range(n_bands)]
     for group in groups_in_cache(len(image), image[0].numel(), image.device):
         for k, (finer, coarser) in enumerate(_blurs(image[group], deviations)):
-            bands[k, group] = one_by_one(finer - coarser, image.shape[1])
+            bands[k, group] = finer - coarser
     return bands.transpose(0, 1)
 
 
 def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures side by side before each blur and after it; all blurs are of the picture itself."""
+    """The pictures before each blur and after it; all blurs are of the picture itself."""
     height, width = image.shape[-2:]
     radii = [min(int(3 * deviation + 0.5), height - 1, width - 1) for deviation in deviations]
     most = max(radii)
-    padded = side_by_side(functional.pad(image, (most, most, most, most), mode="reflect"))
-    before = padded[most : most + height, most : most + width]
+    padded = functional.pad(image, (most, most, most, most), mode="reflect")
+    before = image
     for radius, deviation in zip(radii, deviations, strict=True):
         first = most - radius
-        within = padded[first : first + height + 2 * radius, first : first + width + 2 * radius]
-        after = slide(within.contiguous(), gaussian_kernel(radius, deviation, image))
+        within = padded[:, :, first : first + height + 2 * radius, first : first + width + 2 * radius]
+        after = slide(within, gaussian_kernel(radius, deviation, image))
         yield before, after
         before = after
 

@@ -141,7 +141,7 @@ class RestorationEnv(gymnasium.Env):
         super().reset(seed=seed)
         if options and "reset_mask" in options:
             raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
-        self._batch._rngs[0] = self.np_random
+        self._batch.episodes.rngs[0] = self.np_random
         observations, infos = self._batch.reset(options=options)
         self._show()
         return observations[0], self._single(infos)

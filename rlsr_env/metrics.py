@@ -179,7 +179,16 @@ def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
         ValueError: If the shapes differ or are not `(B, 3, H, W)`.
     """
     check_pictures(sr_image, hr_image, "mean_squared_error", min_size=1)
-    return (sr_image.double().clamp(0, 1) - hr_image.double().clamp(0, 1)).square().mean(dim=(2, 3)).mean(dim=1)
+    return _mean_squares(sr_image.clamp(0, 1), hr_image.clamp(0, 1))
+
+
+def _mean_squares(sr_image: Tensor, hr_image: Tensor) -> Tensor:
+    """The mean squared difference of pictures `(B, 3, H, W)`: `(B,)` float64."""
+    from rlsr_env.loops import can_loop, mean_squares  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(sr_image, hr_image):
+        return mean_squares(sr_image, hr_image)
+    return (sr_image.double() - hr_image.double()).square().mean(dim=(2, 3)).mean(dim=1)
 
 
 def psnr(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -200,22 +209,17 @@ def psnr(sr_image: Tensor, hr_image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PSNRAgainst:
-    """`psnr` against given originals.
+    """`psnr` against given originals, which are clipped once.
 
     Attributes:
-        hr_image: `(B, 3, H, W)` float64.
+        hr_image: `(B, 3, H, W)` in [0, 1].
     """
 
     hr_image: Tensor
 
-    @classmethod
-    def originals(cls, hr_image: Tensor) -> PSNRAgainst:
-        """Prepare for originals `(B, 3, H, W)` in [0, 1]."""
-        return cls(hr_image.double())
-
     def __call__(self, sr_image: Tensor) -> Tensor:
         """Judge pictures in [0, 1], `(B,)` float64."""
-        return _decibels((sr_image.double() - self.hr_image).square().mean(dim=(2, 3)).mean(dim=1))
+        return _decibels(_mean_squares(sr_image, self.hr_image))
 
 
 def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -280,14 +284,21 @@ def to_8bit(image: Tensor) -> Tensor:
         raise TypeError(
             f"to_8bit needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255."
         )
+    from rlsr_env.loops import can_loop, rounded_to_8bit  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(image):
+        rounded, suspicious = rounded_to_8bit(image)
+    else:
+        at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
+        rounded = at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
+        suspicious = bool(image.sum().isnan())
     # The sum is NaN if a value is (or where infinities cancel out); it is a tenth of the work of looking for one.
-    if image.sum().isnan() and (n_nan := int(torch.isnan(image).sum())):
+    if suspicious and (n_nan := int(torch.isnan(image).sum())):
         raise ValueError(
             f"{n_nan} of the {image.numel()} values of the picture are NaN, so there is nothing to show; "
             "check the network's weights and its input."
         )
-    at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-    return at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
+    return rounded
 
 
 def metric(name: str | Metric) -> Metric:
@@ -401,7 +412,7 @@ METRICS: dict[str, Metric] = {
     for judge in (
         Metric(
             "psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map, value_range=(0, math.inf),
-            prepare=PSNRAgainst.originals,
+            prepare=PSNRAgainst,
         ),
         Metric(
             "psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map,

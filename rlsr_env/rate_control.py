@@ -8,19 +8,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Discrete
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from PIL import Image
 
+from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric
 from rlsr_env.rate_source import Decoder, FileBytes, RateSource, stream_bytes
 from rlsr_env.rate_table import DEFAULT_SETTINGS, RateTable
 from rlsr_env.rate_views import N_VIEW_CHANNELS, VIEW_SIZE
-from rlsr_env.vector_env import _autoreset_mode, add_caption
+from rlsr_env.vector_env import add_caption
 
 # The weights of the rate that the last channel of an observation can tell apart, on a logarithmic scale.
 LEAST_RATE_WEIGHT, GREATEST_RATE_WEIGHT = 0.1, 10_000.0
@@ -60,6 +59,7 @@ class RateControlVectorEnv(VectorEnv):
     Attributes:
         source: The pictures, and all that is known about them.
         rate_weights: What a bit per pixel costs in each environment, `(N,)` float64.
+        episodes: Which are running, and their random numbers.
     """
 
     episode_length: ClassVar[int] = 1
@@ -110,8 +110,8 @@ class RateControlVectorEnv(VectorEnv):
             raise TypeError(f"num_envs must be an integer, got {num_envs!r}")
         if num_envs < 1:
             raise ValueError(f"num_envs must be 1 or more, got {num_envs}")
-        mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": mode}
+        self.episodes = Episodes(int(num_envs), autoreset_mode)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": self.episodes.mode}
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
         self.render_mode = render_mode
@@ -128,18 +128,15 @@ class RateControlVectorEnv(VectorEnv):
                 table,
             )
         self.source = source
-        self._autoreset = mode
         self.num_envs = int(num_envs)
         self.single_observation_space = Box(0, 255, (N_VIEW_CHANNELS + 1, VIEW_SIZE, VIEW_SIZE), np.uint8)
         self.single_action_space = Discrete(len(source.settings))
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
-        self._rngs: list[np.random.Generator | None] = [None] * self.num_envs
         self._pictures = np.zeros(self.num_envs, dtype=np.int64)
         self.rate_weights = np.full(self.num_envs, self.rate_weight_range[0])
         self._chosen = np.full(self.num_envs, -1, dtype=np.int64)  # -1 before the step
-        self._finished = np.ones(self.num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
 
     @property
     def metric(self) -> Metric:
@@ -175,20 +172,12 @@ class RateControlVectorEnv(VectorEnv):
                 image set lacks, a weight that is negative or not finite, or another option.
         """
         options = options or {}
-        if unknown := set(options) - {"reset_mask", "uri", "rate_weight"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known: reset_mask, uri, rate_weight")
-        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
-        if seeds is not None and len(seeds) != self.num_envs:
-            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
-        mask = self._checked_mask(options.get("reset_mask"))
-        pictures = self._checked_pictures(options.get("uri"))
+        pictures = picture_numbers(options.get("uri"), self.source.uris, self.num_envs)
         weights = self._checked_weights(options.get("rate_weight"))
-        for i in np.flatnonzero(mask).tolist():
-            own_seed = None if seeds is None else seeds[i]
-            if own_seed is not None or self._rngs[i] is None:
-                self._rngs[i], _ = seeding.np_random(own_seed)
+        # Last: where something is wrong, no seed is used up.
+        mask = self.episodes.reset(seed, options, ["uri", "rate_weight"])
         self._start(mask, pictures, weights)
-        return self._observed(), _masked({"rate_weight": self.rate_weights}, mask)
+        return self._observed(), masked({"rate_weight": self.rate_weights}, mask)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Store every environment's picture; each episode ends.
@@ -208,27 +197,18 @@ class RateControlVectorEnv(VectorEnv):
             ResetNeeded: For an environment whose episode is over and was not reset.
         """
         chosen = self._checked_actions(actions)
-        if self._finished.any():
-            raise ResetNeeded(
-                f"environments {np.flatnonzero(self._finished).tolist()} have no running episode; call reset(), in "
-                'mode DISABLED with options={"reset_mask": terminated | truncated}'
-            )
+        self.episodes.require_running()
         rewards, results = self._judge(chosen)
         self._chosen = chosen
         everyone = np.ones(self.num_envs, dtype=np.bool_)
-        infos: dict[str, Any] = _masked({**results, "rate_weight": self.rate_weights.copy()}, everyone)
-        if self._autoreset is AutoresetMode.DISABLED:
-            self._finished = everyone.copy()
-        else:
-            last = self._observed()
-            final_obs = np.full(self.num_envs, None, dtype=object)
-            for i in range(self.num_envs):
-                final_obs[i] = last[i].copy()
+        results["rate_weight"] = self.rate_weights.copy()
+        self.episodes.end(everyone)
+        if self.episodes.mode is AutoresetMode.SAME_STEP:
+            infos = final_infos(self._observed(), results, everyone)
             self._start(everyone)
-            infos = {
-                "final_obs": final_obs, "_final_obs": everyone.copy(), "final_info": infos,
-                "_final_info": everyone.copy(), **_masked({"rate_weight": self.rate_weights}, everyone),
-            }  # fmt: skip
+            infos |= masked({"rate_weight": self.rate_weights}, everyone)
+        else:
+            infos = masked(results, everyone)
         return self._observed(), rewards, everyone.copy(), np.zeros_like(everyone), infos
 
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -244,8 +224,7 @@ class RateControlVectorEnv(VectorEnv):
             ValueError: Where a metric or decoder fails.
             ResetNeeded: For an environment whose episode is over and was not reset.
         """
-        if self._finished.any():
-            raise ResetNeeded("an environment has no running episode; call reset() first")
+        self.episodes.require_running()
         results = [self.source.measure_all(picture) for picture in self._pictures.tolist()]
         n_pixels = np.array([self.source.n_pixels(picture) for picture in self._pictures.tolist()])
         n_bytes = np.stack([sizes for sizes, _ in results])
@@ -281,8 +260,7 @@ class RateControlVectorEnv(VectorEnv):
         return {
             "pictures": self._pictures.tolist(),
             "rate_weights": self.rate_weights.tolist(),
-            "finished": self._finished.tolist(),
-            "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
+            **self.episodes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -298,11 +276,7 @@ class RateControlVectorEnv(VectorEnv):
             raise ValueError(f"the state has picture {pictures.max()}, the image set has {len(self.source.uris)}")
         self._pictures = pictures
         self.rate_weights = np.array(state["rate_weights"], dtype=np.float64)
-        self._finished = np.array(state["finished"], dtype=np.bool_)
-        self._rngs = [None if rng is None else seeding.np_random(0)[0] for rng in state["rngs"]]
-        for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
-            if rng is not None:
-                rng.bit_generator.state = rng_state
+        self.episodes.load_state_dict(state)
 
     def _start(
         self,
@@ -312,18 +286,13 @@ class RateControlVectorEnv(VectorEnv):
     ) -> None:
         """Give the marked environments a new picture and a new weight of the rate."""
         low, high = np.log(self.rate_weight_range) if self.rate_weight_range[0] > 0 else (0.0, 0.0)
-        for i in np.flatnonzero(mask).tolist():
-            rng = self._rngs[i]
-            if rng is None:  # Gymnasium lets an unseeded environment choose its own seed
-                rng, _ = seeding.np_random(None)
-                self._rngs[i] = rng
+        for i, rng in self.episodes.begin(mask):
             # Both are drawn in any case, so that an option does not change what comes after it.
             picture = int(rng.integers(len(self.source.uris)))
             weight = float(np.exp(rng.uniform(low, high))) if low < high else self.rate_weight_range[0]
             self._pictures[i] = picture if pictures is None else pictures[i]
             self.rate_weights[i] = weight if weights is None else weights[i]
         self._chosen[mask] = -1
-        self._finished[mask] = False
 
     def _observed(self) -> np.ndarray:
         """New observations, `(N, 12, 64, 64)` uint8."""
@@ -365,32 +334,6 @@ class RateControlVectorEnv(VectorEnv):
             )
         return array.astype(np.int64)
 
-    def _checked_mask(self, mask: Any) -> np.ndarray:
-        """The environments to reset; all where no mask is given."""
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise TypeError(f"reset_mask must be a NumPy array of bool, got {got}")
-        if mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {mask.shape}")
-        if not mask.any():
-            raise ValueError("reset_mask marks no environment; leave the call out instead")
-        return mask
-
-    def _checked_pictures(self, uri: Any) -> list[int] | None:
-        """Numbers of the pictures to take; None for any."""
-        if uri is None:
-            return None
-        uris = [uri] * self.num_envs if isinstance(uri, str) else list(uri)
-        if len(uris) != self.num_envs:
-            raise ValueError(f"expected one uri, or one for each of {self.num_envs} environments, got {len(uris)}")
-        numbers = {name: number for number, name in enumerate(self.source.uris)}
-        if missing := [name for name in uris if name not in numbers]:
-            some = ", ".join(self.source.uris[:3])
-            raise ValueError(f"no picture {missing[0]!r} in the image set, which has {len(numbers)}: {some}, ...")
-        return [numbers[name] for name in uris]
-
     def _checked_weights(self, weight: Any) -> list[float] | None:
         """Weights of the rate to take; None for those that are drawn."""
         if weight is None:
@@ -401,15 +344,6 @@ class RateControlVectorEnv(VectorEnv):
         if not (np.isfinite(weights) & (weights >= 0)).all():
             raise ValueError(f"rate_weight must be finite and not negative, got {weight}")
         return np.broadcast_to(weights, self.num_envs).tolist()
-
-
-def _masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, np.ndarray]:
-    """Gymnasium's form of vector infos: each entry `(N,)` in its own dtype, zero where `_entry` is False."""
-    infos: dict[str, np.ndarray] = {}
-    for name, entries in values.items():
-        infos[name] = np.where(mask, entries, np.zeros_like(entries))
-        infos[f"_{name}"] = mask.copy()
-    return infos
 
 
 def _checked_range(rate_weight: float | Sequence[float]) -> tuple[float, float]:

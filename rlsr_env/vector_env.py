@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from PIL import Image, ImageDraw
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from rlsr_env.batches import groups_in_cache, keep_memory
 from rlsr_env.codec import LRCodec
+from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric, metric, to_8bit
 from rlsr_env.patches import PatchSource, to_float
@@ -28,7 +27,6 @@ from rlsr_env.tasks import Restorer, Task, choose_task
 # The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
 PERFECT = 100.0
 CAPTION_HEIGHT = 14
-SUPPORTED_AUTORESET = (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED)
 
 
 class RestorationVectorEnv(VectorEnv):
@@ -41,6 +39,7 @@ class RestorationVectorEnv(VectorEnv):
             copied: when somebody trains it, the next step already sees the difference. Assign another at any time.
         source: The patches.
         metric: The judge.
+        episodes: Which are running, and their random numbers.
     """
 
     def __init__(
@@ -97,8 +96,8 @@ class RestorationVectorEnv(VectorEnv):
                 raise ValueError(f"{name} must be 1 or more, got {value}")
         if generator is not None and not callable(generator):
             raise TypeError(f"generator must be a function from LR to SR pictures, got {type(generator).__name__}")
-        mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": mode}
+        self.episodes = Episodes(num_envs, autoreset_mode)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 2, "autoreset_mode": self.episodes.mode}
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
         self.render_mode = render_mode
@@ -114,7 +113,6 @@ class RestorationVectorEnv(VectorEnv):
         self.reward = _choose_reward(reward)
         self.episode_length = episode_length
         self.generator: Restorer = generator if generator is not None else self._lanczos
-        self._autoreset = mode
 
         size = source.lr_patch_size
         self.num_envs = num_envs
@@ -123,10 +121,8 @@ class RestorationVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._index = np.zeros((num_envs, 5), dtype=np.int64)
         self._n_steps = np.zeros(num_envs, dtype=np.int64)
-        self._finished = np.ones(num_envs, dtype=np.bool_)  # before the first reset there is nothing to step
         self._values = torch.zeros(num_envs, dtype=torch.float64, device=source.device)
         self._lr, self._hr = source.gather(self._index)
         self._sr = torch.zeros(self._hr.shape, device=source.device)
@@ -156,19 +152,11 @@ class RestorationVectorEnv(VectorEnv):
                 image set lacks, or another option.
         """
         options = options or {}
-        if unknown := set(options) - {"reset_mask", "uri"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; known: reset_mask, uri")
-        seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
-        if seeds is not None and len(seeds) != self.num_envs:
-            raise ValueError(f"expected one seed for each of {self.num_envs} environments, got {len(seeds)}")
-        mask = self._checked_mask(options.get("reset_mask"))
-        pictures = self._checked_pictures(options.get("uri"))
-        for i in np.flatnonzero(mask).tolist():
-            own_seed = None if seeds is None else seeds[i]
-            if own_seed is not None or self._rngs[i] is None:
-                self._rngs[i], _ = seeding.np_random(own_seed)
+        pictures = picture_numbers(options.get("uri"), self.source.uris, self.num_envs)
+        # Last: where something is wrong, no seed is used up.
+        mask = self.episodes.reset(seed, options, ["uri"])
         self._start(mask, pictures)
-        return _fresh(self._observed()), _masked({self.metric.name: _fresh(self._values)}, mask)
+        return _fresh(self._observed()), masked({self.metric.name: _fresh(self._values)}, mask)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Act in every environment.
@@ -189,19 +177,12 @@ class RestorationVectorEnv(VectorEnv):
         rewards, terminated, values = self._act(self._checked_actions(actions))
         info = {name: _fresh(entries) for name, entries in values.items()}
         everyone = np.ones(self.num_envs, dtype=np.bool_)
-        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
-            last = _fresh(self._observed())
-            infos = _masked(info, ~terminated)
-            infos["final_obs"] = np.full(self.num_envs, None, dtype=object)
-            for i in np.flatnonzero(terminated):
-                infos["final_obs"][i] = last[i].copy()
-            infos["_final_obs"] = terminated.copy()
-            infos["final_info"] = _masked(info, terminated)
-            infos["_final_info"] = terminated.copy()
+        if self.episodes.mode is AutoresetMode.SAME_STEP and terminated.any():
+            infos = final_infos(_fresh(self._observed()), info, terminated)
             self._start(terminated)
-            infos |= _masked({self.metric.name: _fresh(self._values)}, everyone)
+            infos |= masked({self.metric.name: _fresh(self._values)}, everyone)
         else:
-            infos = _masked(info, everyone)
+            infos = masked(info, everyone)
         return _fresh(self._observed()), _fresh(rewards), terminated, np.zeros_like(terminated), infos
 
     def reset_tensors(self, seed: int | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -240,7 +221,7 @@ class RestorationVectorEnv(VectorEnv):
         if not torch.isfinite(actions).all():
             raise ValueError("an action is NaN or infinite")
         rewards, terminated, info = self._act(actions.detach().to(self.source.device, torch.float32))
-        if self._autoreset is AutoresetMode.SAME_STEP and terminated.any():
+        if self.episodes.mode is AutoresetMode.SAME_STEP and terminated.any():
             info["final_obs"] = self._observed().clone()
             self._start(terminated)
         ended = torch.from_numpy(terminated).to(self.source.device)
@@ -299,11 +280,7 @@ class RestorationVectorEnv(VectorEnv):
 
     def _act(self, actions: Tensor) -> tuple[Tensor, np.ndarray, dict[str, Tensor]]:
         """Act, judge, count: rewards `(N,)`, terminated `(N,)`, and what `info` says of this step."""
-        if self._finished.any():
-            raise ResetNeeded(
-                f"environments {np.flatnonzero(self._finished).tolist()} have no running episode; call reset(), in "
-                'mode DISABLED with options={"reset_mask": terminated | truncated}'
-            )
+        self.episodes.require_running()
         before = self._values
         with torch.no_grad():
             self._judge(self.task.restore(actions, to_float(self._lr), self.generator))
@@ -314,8 +291,7 @@ class RestorationVectorEnv(VectorEnv):
             rewards = rewards + bonus.double()
         self._n_steps += 1
         terminated = self._n_steps >= self.episode_length
-        if self._autoreset is AutoresetMode.DISABLED:
-            self._finished = terminated.copy()
+        self.episodes.end(terminated)
         return rewards, terminated, {self.metric.name: self._values.clone(), **self.task.describe(actions)}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -350,10 +326,9 @@ class RestorationVectorEnv(VectorEnv):
         return {
             "index": self._index.tolist(),
             "n_steps": self._n_steps.tolist(),
-            "finished": self._finished.tolist(),
             "values": self._values.tolist(),
             "task": self.task.state_dict(),
-            "rngs": [None if rng is None else rng.bit_generator.state for rng in self._rngs],
+            **self.episodes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -373,24 +348,15 @@ class RestorationVectorEnv(VectorEnv):
         self._index, self._lr, self._hr = index, lr_image, hr_image
         self._take_originals(np.ones(self.num_envs, dtype=np.bool_))
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
-        self._finished = np.array(state["finished"], dtype=np.bool_)
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
-        self._rngs = [None if rng is None else seeding.np_random(0)[0] for rng in state["rngs"]]
-        for rng, rng_state in zip(self._rngs, state["rngs"], strict=True):
-            if rng is not None:
-                rng.bit_generator.state = rng_state
+        self.episodes.load_state_dict(state)
 
     def _start(self, mask: np.ndarray, pictures: Sequence[int | None] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
-        for i in np.flatnonzero(mask).tolist():
-            rng = self._rngs[i]
-            if rng is None:  # Gymnasium lets an unseeded environment choose its own seed
-                rng, _ = seeding.np_random(None)
-                self._rngs[i] = rng
+        for i, rng in self.episodes.begin(mask):
             self._index[i] = self.source.draw(rng, 1, None if pictures is None else pictures[i])[0]
         self._lr, self._hr = self.source.gather(self._index)
         self._n_steps[mask] = 0
-        self._finished[mask] = False
         marked = torch.from_numpy(mask).to(self.source.device)
         with torch.no_grad():
             self._take_originals(mask)
@@ -439,32 +405,6 @@ class RestorationVectorEnv(VectorEnv):
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""
         return self.task.observe(self._lr)
 
-    def _checked_pictures(self, uri: Any) -> list[int] | None:
-        """Numbers of the pictures to take patches from; None for any."""
-        if uri is None:
-            return None
-        uris = [uri] * self.num_envs if isinstance(uri, str) else list(uri)
-        if len(uris) != self.num_envs:
-            raise ValueError(f"expected one uri, or one for each of {self.num_envs} environments, got {len(uris)}")
-        numbers = {name: number for number, name in enumerate(self.source.uris)}
-        if missing := [name for name in uris if name not in numbers]:
-            some = ", ".join(self.source.uris[:3])
-            raise ValueError(f"no picture {missing[0]!r} in the image set, which has {len(numbers)}: {some}, ...")
-        return [numbers[name] for name in uris]
-
-    def _checked_mask(self, mask: Any) -> np.ndarray:
-        """The environments to reset; all where no mask is given."""
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            got = f"dtype {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise TypeError(f"reset_mask must be a NumPy array of bool, got {got}")
-        if mask.shape != (self.num_envs,):
-            raise ValueError(f"reset_mask must have shape ({self.num_envs},), got {mask.shape}")
-        if not mask.any():
-            raise ValueError("reset_mask marks no environment; leave the call out instead")
-        return mask
-
     def _checked_actions(self, actions: Any) -> Tensor:
         """Actions as a float32 tensor on the device."""
         array = np.asarray(actions)
@@ -487,17 +427,6 @@ def _fresh(tensor: Tensor) -> np.ndarray:
     return np.array(tensor.cpu().numpy(), order="C", copy=True)
 
 
-def _masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:
-    """Gymnasium's form of vector infos: each entry `(N,)`, zero where `_entry` is False."""
-    infos: dict[str, Any] = {}
-    if not mask.any():
-        return infos
-    for name, entries in values.items():
-        infos[name] = np.where(mask, entries, 0.0)
-        infos[f"_{name}"] = mask.copy()
-    return infos
-
-
 def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
     """A line of text under a picture.
 
@@ -511,16 +440,6 @@ def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
     canvas = Image.fromarray(np.pad(picture, ((0, CAPTION_HEIGHT), (0, 0), (0, 0))))
     ImageDraw.Draw(canvas).text((2, picture.shape[0] + 1), text, fill="white", font_size=10)
     return np.array(canvas)
-
-
-def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """A supported mode; by name in capitals, or in the spelling of Gymnasium's own values."""
-    modes = {key: known for known in AutoresetMode for key in (known, known.name, known.value)}
-    if mode not in modes:
-        raise ValueError(f"unknown autoreset mode {mode!r}; take SAME_STEP or DISABLED")
-    if modes[mode] not in SUPPORTED_AUTORESET:
-        raise ValueError(f"autoreset mode {modes[mode].name} is not supported; take SAME_STEP or DISABLED")
-    return modes[mode]
 
 
 def _choose_metric(name: str | Metric, patch_size: int) -> Metric:

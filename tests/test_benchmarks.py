@@ -34,6 +34,9 @@ def test_vector_env_compares_all_environments(tmp_path: Path) -> None:
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
         # One round: the median ratio is that of the two rates.
         assert ratio["median"] == pytest.approx(entry["native_steps_per_second"] / entry["steps_per_second"])
+    for env_id, entry in results["fixed_cost"].items():
+        assert env_id in ENVIRONMENTS and entry["step_microseconds"] > 0 < entry["fixed_microseconds"]
+    assert len(results["fixed_cost"]) == len(ENVIRONMENTS)
     assert results["sizes"]["2"]["steps_per_second"] > 0
     if sys.platform == "linux":
         assert results["sizes"]["2"]["peak_megabytes"] > results["sizes"]["2"]["before_the_environments"] > 0

@@ -17,10 +17,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SHARE = r"([+-]\d\.\d{4}) +(-?\d+)% of the oracle's ([+-]\d\.\d{4})"
 
 
-def run(name: str, *arguments: object) -> str:
+def run(name: str, *arguments: object, timeout: float = 600) -> str:
     """What an example prints; its warnings are the libraries' own."""
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stdout
 
@@ -158,6 +158,21 @@ def test_comparison_keeps_what_was_there_and_says_what_it_comes_to(comparison: P
     assert results["command"] in table
 
 
+def test_comparison_goes_on_from_its_results_alone(folder: str, comparison: Path, tmp_path: Path) -> None:
+    results = results_of(comparison)
+    results["algorithms"] = {name: results["algorithms"][name] for name in ("metric's gradient, no RL", "PPO")}
+    results["algorithms"]["PPO"]["runs"] = [KEPT]
+    (tmp_path / "algorithms.json").write_text(json.dumps(results))
+    run(
+        "compare_algorithms.py", "--quick", "--images", folder, "--held-out", folder, "--algorithms", "PPO", "A2C",
+        "--total-timesteps", 96, "--n-envs", 4, "--n-held-out", 4, "--n-oracle-iterations", 2, "--out", tmp_path,
+    )  # fmt: skip
+    added = results_of(tmp_path)
+    assert added["algorithms"]["PPO"]["runs"] == [KEPT]
+    assert added["yardsticks"] == results["yardsticks"]
+    assert added["algorithms"]["A2C"]["runs"][0]["timesteps"] >= 96
+
+
 def test_comparison_does_not_mix_runs_of_other_settings(comparison: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "compare_algorithms.py"), "--out", str(comparison)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -167,7 +182,8 @@ def test_comparison_does_not_mix_runs_of_other_settings(comparison: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["A2C", "PPO", "SAC"])
 def test_algorithms_learn_more_than_the_best_constant_action(name: str, tmp_path: Path) -> None:
-    run("compare_algorithms.py", "--algorithms", name, "--seeds", 1, "--n-oracle-iterations", 50, "--out", tmp_path)
+    arguments = ("--algorithms", name, "--seeds", 1, "--n-oracle-iterations", 50, "--out", tmp_path)
+    run("compare_algorithms.py", *arguments, timeout=3600)  # two minutes, on a machine that does nothing else
     results = results_of(tmp_path)
     gain = results["algorithms"][name]["gain"]
     assert gain > results["yardsticks"]["best_constant"] > 0.0
