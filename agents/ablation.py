@@ -192,6 +192,8 @@ class Ablation:
 
     def _is_run(self, method: str, judge: Metric) -> bool:
         """Whether a method is there for a reward."""
+        if self.options.rewards and judge.name not in self.options.rewards:
+            return False
         if method == "gradient":
             return judge.differentiable
         chosen = self.options.evolution_metrics

@@ -39,7 +39,9 @@ class AblateOptions(RunOptions):
     command: ClassVar[str] = "ablate"
 
     metrics: tuple[str, ...] = ("psnr", "ssim", "ms_ssim", "haarpsi", "dtw", "edge_f1", "jpeg_bytes")
-    """Rewards to train for; all of them are measured."""
+    """What is measured in every cell, and trained for where --rewards says nothing else."""
+    rewards: tuple[str, ...] = ()
+    """Those of the metrics that are trained for; all where none is named."""
     methods: tuple[Method, ...] = ("rl", "gradient", "evolution")
     """What to train with, besides the control."""
     evolution_metrics: tuple[str, ...] = ()
@@ -169,5 +171,6 @@ class AblateOptions(RunOptions):
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"--{name} must name one or more, each once, got {' '.join(given) or 'none'}")
 
-        if unknown := [name for name in self.evolution_metrics if name not in self.metrics]:
-            raise ValueError(f"--evolution-metrics names {' '.join(unknown)}, which --metrics lacks")
+        for option, names in {"rewards": self.rewards, "evolution-metrics": self.evolution_metrics}.items():
+            if unknown := [name for name in names if name not in self.metrics]:
+                raise ValueError(f"--{option} names {' '.join(unknown)}, which --metrics lacks")

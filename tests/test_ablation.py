@@ -189,6 +189,17 @@ def test_evolution_may_be_left_to_some_rewards(data: Path, tmp_path: Path) -> No
     assert [reward for method, reward, _ in keys if method == "rl"] == ["psnr", "jpeg_bytes"]
 
 
+def test_some_metrics_may_be_measured_only(data: Path, tmp_path: Path) -> None:
+    run = prepare(tiny(data, tmp_path / "out", rewards=("psnr",)))
+    assert {reward for method, reward, _ in run.keys() if method != "control"} == {"psnr"}
+    run.run()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| rl | psnr |" in table and "| rl | jpeg_bytes |" not in table
+    assert set(values_of(tmp_path / "out")["rl-psnr-seed0"]) == {"psnr", "jpeg_bytes"}
+    with pytest.raises(ValueError, match="--rewards names dtw, which --metrics lacks"):
+        prepare(tiny(data, tmp_path / "other", rewards=("dtw",)))
+
+
 def test_noise_is_smooth_for_the_rewards_that_are_named(finished: Path, data: Path, tmp_path: Path) -> None:
     run = prepare(tiny(data, tmp_path / "out", start=finished, smooth_noise_for=("jpeg_bytes",), noise_blur=0.8))
     run.prepare()
