@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from agents.ablation_options import Method
 from agents.reports import write_json
 from rlsr_env.files import write_whole
 from rlsr_env.metrics import Metric
@@ -213,16 +214,20 @@ def _table(
             entries.append(f"**{entry}**" if row["reward"] == judge.name else entry)
         lines.append(f"| {row['method']} | {row['reward']} | {' | '.join(entries)} | {row['seconds']:.0f} |")
     verdict = matrix["verdict"]
-    n = len(judges)
+    trained = {method: {r["reward"] for r in matrix["rows"] if r["method"] == method} for method in get_args(Method)}
+    # What is said of RL, about how many of its rewards, and which entry of the verdict has those for which it is true.
+    said = [
+        ("RL raises its own metric (interval above zero)", trained["rl"], "rl_raises_its_own_metric"),
+        ("The best RL row of a column is that metric's own", trained["rl"], "own_row_is_the_best_rl_row"),
+        ("RL gains more than evolution strategies", trained["rl"] & trained["evolution"], "rl_above_evolution"),
+        ("RL gains more than the metric's own gradient", trained["rl"] & trained["gradient"], "rl_above_gradient"),
+    ]
     lines += [
         "",
         f"Control: SRGAN trained on. All other rows: gain over the control of the same seed, turned so that more is "
         f"better; {CONFIDENCE:.0%} interval over {n_seeds} seeds and {n_pictures} held-out pictures.",
         "",
-        f"- RL raises its own metric (interval above zero) for {_listed(verdict['rl_raises_its_own_metric'], n)}.",
-        f"- The best RL row of a column is that metric's own for {_listed(verdict['own_row_is_the_best_rl_row'], n)}.",
-        f"- RL gains more than evolution strategies for {_listed(verdict['rl_above_evolution'], n)}.",
-        f"- RL gains more than the metric's own gradient for {_listed(verdict['rl_above_gradient'], n)}.",
+        *(f"- {text} for {_listed(verdict[name], len(rewards))}." for text, rewards, name in said if rewards),
         "",
         f"Command: `{about['command']}`",
         "",

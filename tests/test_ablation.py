@@ -195,6 +195,7 @@ def test_some_metrics_may_be_measured_only(data: Path, tmp_path: Path) -> None:
     run.run()
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| rl | psnr |" in table and "| rl | jpeg_bytes |" not in table
+    assert "RL gains more than evolution strategies for" in table and " of 1" in table and " of 2" not in table
     assert set(values_of(tmp_path / "out")["rl-psnr-seed0"]) == {"psnr", "jpeg_bytes"}
     with pytest.raises(ValueError, match="--rewards names dtw, which --metrics lacks"):
         prepare(tiny(data, tmp_path / "other", rewards=("dtw",)))
