@@ -135,12 +135,13 @@ def speed_up(model: GRPO, rounds: int) -> dict[str, Any] | None:
 
     def on_one_core() -> None:
         os.sched_setaffinity(0, {min(every_core)})
+        torch.set_num_threads(1)
         try:
             judge()
         finally:
             os.sched_setaffinity(0, every_core)
+            torch.set_num_threads(n_threads)
 
-    torch.set_num_threads(1)  # so that only the metric's own threads count
     try:
         judge()
         cpu_device = torch.device("cpu")
