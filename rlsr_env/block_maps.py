@@ -13,10 +13,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from rlsr_env.filters import gaussian_kernel
+
 BLOCK = 8
 # Of the window of SSIM: Wang et al. 2004, sec. III-B.
 WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
-STRIDE = 4
+FIRST_WINDOW, STRIDE = WINDOW_RADIUS + 1, 4
 # (K1 L)^2 and (K2 L)^2 of Wang et al. 2004, eq. 13, with L = 1.
 C1, C2 = 0.01**2, 0.03**2
 
@@ -49,8 +51,7 @@ def ssim_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """SSIM (Wang et al. 2004, eq. 13) with its Gaussian window of 11 x 11, at every fourth pixel of rows and columns.
 
     Windows are centred on the pixels 2 and 6 of each block along either side, without those that do not lie within
-    the picture; a block's value is the mean over its windows and over R, G and B. The filter is separable and only the
-    chosen positions are wanted, so it is one banded matrix from the left and one from the right.
+    the picture; a block's value is the mean over its windows and over R, G and B.
 
     Args:
         sr_image: `(K * P, 3, H, W)`.
@@ -60,26 +61,38 @@ def ssim_map(sr_image: Tensor, hr_image: Tensor) -> Tensor:
         `(K * P, H / 8, W / 8)`.
     """
     height, width = hr_image.shape[-2:]
-    rows, columns = _windows(height, hr_image), _windows(width, hr_image)
+    hr_mean, hr_square, _ = _windows(hr_image, hr_image)
+    hr_luminance = hr_mean.square()
+    hr_contrast = hr_square - hr_luminance
+    mean, square, product = (sums.unflatten(0, (-1, len(hr_image))) for sums in _windows(sr_image, hr_image))
+    luminance, means = mean.square(), mean * hr_mean
+    similarity = (
+        (2 * means + C1) / (luminance + hr_luminance + C1)
+        * (2 * (product - means) + C2) / (square - luminance + hr_contrast + C2)
+    )  # fmt: skip
     block_rows, block_columns = _window_means(height, hr_image), _window_means(width, hr_image)
+    return block_rows @ similarity.flatten(0, 1).mean(1) @ block_columns.T
 
-    def blurred(image: Tensor) -> Tensor:
-        return rows @ image @ columns.T
 
-    hr_mean = blurred(hr_image)
-    hr_square = hr_mean.square()
-    hr_variance = blurred(hr_image.square()) - hr_square
+def _windows(sr_image: Tensor, hr_image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under each window of `ssim_map`: the weighted sums of values, of their squares, of their products with HR's.
 
-    def of_sample(sr: Tensor) -> Tensor:
-        mean = blurred(sr)
-        square, product = mean.square(), mean * hr_mean
-        variance = blurred(sr.square()) - square
-        covariance = blurred(sr * hr_image) - product
-        luminance = (2 * product + C1) / (square + hr_square + C1)
-        structure = (2 * covariance + C2) / (variance + hr_variance + C2)
-        return block_rows @ (luminance * structure).mean(1) @ block_columns.T
+    Returns:
+        Three of `(K * P, 3, rows, columns)`, each value of the same operations in the same order.
+    """
+    from rlsr_env.loops import can_loop, sampled_windows  # compiled by Numba, which takes its time to be imported
 
-    return _sample_by_sample(of_sample, sr_image, hr_image)
+    height, width = hr_image.shape[-2:]
+    if can_loop(sr_image, hr_image):
+        kernel = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, hr_image)
+        return sampled_windows(sr_image, hr_image, kernel, FIRST_WINDOW - WINDOW_RADIUS, STRIDE)
+    # The filter is separable and only some positions are wanted: one banded matrix from the left, one from the right.
+    rows, columns = _gaussian_rows(height).to(hr_image), _gaussian_rows(width).to(hr_image)
+    of_value, of_square, of_product = (
+        _sample_by_sample(lambda sr, sums_of=sums_of: rows @ sums_of(sr) @ columns.T, sr_image, hr_image)
+        for sums_of in (lambda sr: sr, torch.square, lambda sr: sr * hr_image)
+    )
+    return of_value, of_square, of_product
 
 
 def _sample_by_sample(of_sample: Callable[[Tensor], Tensor], sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -92,11 +105,6 @@ def _block_means(size: int, like: Tensor) -> Tensor:
     return torch.eye(size // BLOCK, dtype=like.dtype, device=like.device).repeat_interleave(BLOCK, dim=1) / BLOCK
 
 
-def _windows(size: int, like: Tensor) -> Tensor:
-    """`(positions, size)`: a Gaussian, cut at its radius and of sum 1, around each position."""
-    return _gaussian_rows(size).to(like)
-
-
 def _window_means(size: int, like: Tensor) -> Tensor:
     """`(size / 8, positions)`: the mean over the windows whose centre is in the block."""
     inside = _centres(size) // BLOCK == torch.arange(size // BLOCK)[:, None]
@@ -105,12 +113,12 @@ def _window_means(size: int, like: Tensor) -> Tensor:
 
 def _centres(size: int) -> Tensor:
     """The positions of the windows: 6, 10, 14, ..., size - 6."""
-    return torch.arange(WINDOW_RADIUS + 1, size - WINDOW_RADIUS, STRIDE)
+    return torch.arange(FIRST_WINDOW, size - WINDOW_RADIUS, STRIDE)
 
 
 @lru_cache(maxsize=16)
 def _gaussian_rows(size: int) -> Tensor:
-    """The Gaussians of `_windows`, float64 on the CPU."""
+    """`(positions, size)`: a Gaussian, cut at its radius and of sum 1, around each position; float64 on the CPU."""
     distance = torch.arange(size, dtype=torch.float64) - _centres(size)[:, None]
     weights = torch.exp(-0.5 * (distance / WINDOW_SIGMA).square()).where(distance.abs() <= WINDOW_RADIUS, 0.0)
     return weights / weights.sum(1, keepdim=True)

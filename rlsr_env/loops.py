@@ -74,6 +74,34 @@ def similarities(
     return torch.from_numpy(values.reshape(len(sr_image), -1).mean(1)).float()
 
 
+def sampled_windows(
+    sr_image: Tensor, hr_image: Tensor, kernel: Tensor, first: int, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sums under windows some pixels apart: of the values, of their squares, of their products with HR's.
+
+    Args:
+        sr_image: `(K * P, C, H, W)` float32, on the CPU: K samples of each of P patches, sample after sample.
+        hr_image: `(P, C, H, W)` float32.
+        kernel: The window, `(11,)`, the same for rows and columns.
+        first: Where the first window begins, from the top and from the left, pixels.
+        stride: From one window to the next, pixels.
+
+    Returns:
+        Three of `(K * P, C, rows, columns)`, without a gradient.
+    """
+    n, channels, height, width = sr_image.shape
+    rows, columns = (len(range(first, side - WINDOW + 1, stride)) for side in (height, width))
+    results = [sr_image.new_empty(n, channels, rows, columns) for _ in range(3)]
+    sr, hr, window, kept = _planes(sr_image), _planes(hr_image), kernel.numpy(), [_planes(result) for result in results]
+
+    def work(part: slice) -> None:
+        _sampled_windows(sr, hr, window, first, stride, part.start, part.stop, *kept)
+
+    _share(work, len(sr), sr_image.numel())
+    of_value, of_square, of_product = results
+    return of_value, of_square, of_product
+
+
 def mean_squares(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """The mean squared difference of each picture.
 
@@ -187,6 +215,39 @@ def _similarity(
                     (luminance[plane, top, x] + mean_square) * (square - mean_square + contrast[plane, top, x])
                 )
         values[plane] = 4 * totals.sum() / (n_rows * n_columns)
+
+
+@compiled_exactly
+def _sampled_windows(
+    sr: Floats, hr: Floats, kernel: Floats, first: int, stride: int, start: int, stop: int,
+    of_value: Floats, of_square: Floats, of_product: Floats,
+) -> None:  # fmt: skip
+    """Weighted sums of planes from `start` to `stop` of `(M, H, W)`; those of HR repeat."""
+    width = sr.shape[2]
+    _, n_rows, n_columns = of_value.shape
+    sums, squares, products = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    for plane in range(start, stop):
+        hr_plane = plane % len(hr)
+        for row in range(n_rows):
+            top = first + row * stride
+            for x in range(width):
+                total, square, product = np.float32(0), np.float32(0), np.float32(0)
+                for k in range(WINDOW):
+                    value = sr[plane, top + k, x]
+                    total += kernel[k] * value
+                    square += kernel[k] * (value * value)
+                    product += kernel[k] * (value * hr[hr_plane, top + k, x])
+                sums[x], squares[x], products[x] = total, square, product
+            for column in range(n_columns):
+                left = first + column * stride
+                total, square, product = np.float32(0), np.float32(0), np.float32(0)
+                for k in range(WINDOW):
+                    total += kernel[k] * sums[left + k]
+                    square += kernel[k] * squares[left + k]
+                    product += kernel[k] * products[left + k]
+                of_value[plane, row, column] = total
+                of_square[plane, row, column] = square
+                of_product[plane, row, column] = product
 
 
 @compiled_in_any_order

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Space
 from torch import Tensor
 
@@ -159,7 +160,7 @@ class SuperResolution(Task):
 
     def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
         """The action, from [-1, 1] to [0, 1]."""
-        return (actions + 1.0).div_(2.0)
+        return torch.add(actions.new_full((), 0.5), actions, alpha=0.5)
 
 
 def known_tasks() -> dict[str, type[Task]]:
