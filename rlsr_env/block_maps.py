@@ -38,8 +38,8 @@ def squared_error_map(sr_image: Tensor, hr_image: Tensor, colour_weights: Tensor
     height, width = hr_image.shape[-2:]
     rows, columns = _block_means(height, hr_image), _block_means(width, hr_image)
 
-    def of_sample(sr: Tensor) -> Tensor:
-        difference = sr - hr_image
+    def of_sample(sr: Tensor, hr: Tensor) -> Tensor:
+        difference = sr - hr
         if colour_weights is not None:
             difference = torch.einsum("pchw,c->phw", difference, colour_weights).unsqueeze(1)
         return (rows @ difference.square_() @ columns.T).mean(1)
@@ -88,16 +88,19 @@ def _windows(sr_image: Tensor, hr_image: Tensor) -> tuple[Tensor, Tensor, Tensor
         return sampled_windows(sr_image, hr_image, kernel, FIRST_WINDOW - WINDOW_RADIUS, STRIDE)
     # The filter is separable and only some positions are wanted: one banded matrix from the left, one from the right.
     rows, columns = _gaussian_rows(height).to(hr_image), _gaussian_rows(width).to(hr_image)
-    of_value, of_square, of_product = (
-        _sample_by_sample(lambda sr, sums_of=sums_of: rows @ sums_of(sr) @ columns.T, sr_image, hr_image)
-        for sums_of in (lambda sr: sr, torch.square, lambda sr: sr * hr_image)
-    )
+
+    def blurred(image: Tensor) -> Tensor:
+        return rows @ image @ columns.T
+
+    of_value = _sample_by_sample(lambda sr, _: blurred(sr), sr_image, hr_image)
+    of_square = _sample_by_sample(lambda sr, _: blurred(sr.square()), sr_image, hr_image)
+    of_product = _sample_by_sample(lambda sr, hr: blurred(sr * hr), sr_image, hr_image)
     return of_value, of_square, of_product
 
 
-def _sample_by_sample(of_sample: Callable[[Tensor], Tensor], sr_image: Tensor, hr_image: Tensor) -> Tensor:
+def _sample_by_sample(of_sample: Callable[[Tensor, Tensor], Tensor], sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """One sample of every patch at a time: what lies between two products then stays in the processor's cache."""
-    return torch.cat([of_sample(sample) for sample in sr_image.split(len(hr_image))])
+    return torch.cat([of_sample(sample, hr_image) for sample in sr_image.split(len(hr_image))])
 
 
 def _block_means(size: int, like: Tensor) -> Tensor:

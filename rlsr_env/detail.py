@@ -13,7 +13,6 @@ from gymnasium.spaces import Box
 from torch import Tensor
 from torch.nn import functional
 
-from rlsr_env.batches import groups_in_cache
 from rlsr_env.filters import gaussian_kernel, slide
 from rlsr_env.tasks import Restorer, Task
 
@@ -42,18 +41,20 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
     Returns:
         `(N, n_bands, 3, H, W)`, finest first; contiguous with the bands before the pictures.
     """
-    bands = image.new_empty(n_bands, *image.shape)
+    from rlsr_env.loops import band_splits, can_loop  # compiled by Numba, which takes its time to be imported
+
     deviations = [0.35 * 2**k * scale for k in range(n_bands)]
-    for group in groups_in_cache(len(image), image[0].numel(), image.device):
-        for k, (finer, coarser) in enumerate(_blurs(image[group], deviations)):
-            bands[k, group] = finer - coarser
-    return bands.transpose(0, 1)
+    if can_loop(image):
+        radii = _radii(image, deviations)
+        kernels = [gaussian_kernel(*blur, image) for blur in zip(radii, deviations, strict=True)]
+        return band_splits(image, kernels).transpose(0, 1)
+    return torch.stack([finer - coarser for finer, coarser in _blurs(image, deviations)]).transpose(0, 1)
 
 
 def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """The pictures before each blur and after it; all blurs are of the picture itself."""
     height, width = image.shape[-2:]
-    radii = [min(int(3 * deviation + 0.5), height - 1, width - 1) for deviation in deviations]
+    radii = _radii(image, deviations)
     most = max(radii)
     padded = functional.pad(image, (most, most, most, most), mode="reflect")
     before = image
@@ -63,6 +64,11 @@ def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor,
         after = slide(within, gaussian_kernel(radius, deviation, image))
         yield before, after
         before = after
+
+
+def _radii(image: Tensor, deviations: Sequence[float]) -> list[int]:
+    """Where the Gaussians are cut off: at three deviations, or where the picture's mirrored border ends."""
+    return [min(int(3 * deviation + 0.5), image.shape[-2] - 1, image.shape[-1] - 1) for deviation in deviations]
 
 
 def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
@@ -77,8 +83,12 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
     Returns:
         `(N, 3, H, W)`.
     """
+    from rlsr_env.loops import can_loop, weighted_sums  # compiled by Numba, which takes its time to be imported
+
     rows, columns = (_bilinear_matrix(strengths.shape[-1], size).to(strengths) for size in image.shape[-2:])
     spread = rows @ strengths @ columns.T
+    if can_loop(image, bands, spread):
+        return weighted_sums(image, bands.transpose(0, 1), spread)
     mixed = torch.addcmul(image, spread[:, 0, None], bands[:, 0])
     for k in range(1, bands.shape[1]):
         mixed = mixed.addcmul_(spread[:, k, None], bands[:, k])

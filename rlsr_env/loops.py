@@ -7,7 +7,7 @@ Every picture, and every colour of it, is worked on by itself, so its result is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -45,6 +45,51 @@ def filtered(image: Tensor, kernel: Tensor) -> Tensor:
     result = image.new_empty(n, channels, height - lost, width - lost)
     planes, filtered_planes, weights = _planes(image), _planes(result), kernel.detach().numpy()
     _share(lambda part: _filter(planes[part], weights, filtered_planes[part]), len(planes), image.numel())
+    return result
+
+
+def band_splits(image: Tensor, kernels: Sequence[Tensor]) -> Tensor:
+    """What each of several blurs takes away from the result of the one before, all of them blurs of the picture itself.
+
+    Args:
+        image: `(N, C, H, W)` float32, on the CPU.
+        kernels: Of each blur, `(2 * radius + 1,)` float32, the same for rows and columns; the picture is mirrored at
+            its border, so H and W are more than the largest radius.
+
+    Returns:
+        `(len(kernels), N, C, H, W)`, without a gradient.
+    """
+    bands = image.new_empty(len(kernels), *image.shape)
+    planes, weights = _planes(image), np.concatenate([kernel.numpy() for kernel in kernels])
+    radii = np.array([len(kernel) // 2 for kernel in kernels])
+    band_planes = bands.flatten(1, 2).numpy()
+
+    def work(part: slice) -> None:
+        _split(planes, weights, radii, part.start, part.stop, band_planes)
+
+    _share(work, len(planes), bands.numel())
+    return bands
+
+
+def weighted_sums(image: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
+    """Pictures, and to each its bands, each pixel by its own weight.
+
+    Args:
+        image: `(N, C, H, W)` float32, on the CPU.
+        bands: `(K, N, C, H, W)` float32.
+        weights: `(N, K, H, W)` float32, the same for all C.
+
+    Returns:
+        `(N, C, H, W)`, without a gradient.
+    """
+    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    planes, summed = _planes(image), _planes(result)
+    band_planes, weight_planes = bands.contiguous().flatten(1, 2).numpy(), weights.contiguous().numpy()
+
+    def work(part: slice) -> None:
+        _add_weighted(planes, band_planes, weight_planes, part.start, part.stop, summed)
+
+    _share(work, len(planes), bands.numel())
     return result
 
 
@@ -157,20 +202,76 @@ def _share(work: Callable[[slice], None], n_items: int, n_values: int) -> None:
 @compiled_exactly
 def _filter(planes: Floats, kernel: Floats, result: Floats) -> None:
     """Filter planes `(M, H, W)`: columns, then rows."""
-    n_planes, height, width = planes.shape
+    for plane in range(len(planes)):
+        _filter_plane(planes[plane], 0, kernel, result[plane])
+
+
+@compiled_exactly
+def _filter_plane(plane: Floats, first: int, kernel: Floats, result: Floats) -> None:
+    """Filter a plane without its outermost `first` rows and columns; those that are beyond the result do not matter."""
+    height, width = result.shape
     size = len(kernel)
-    column_sums = np.empty(width, np.float32)
-    for plane in range(n_planes):
-        for top in range(height - size + 1):
-            column_sums[:] = 0
-            for k in range(size):
+    column_sums = np.empty(width + size - 1, np.float32)
+    for top in range(height):
+        column_sums[:] = 0
+        for k in range(size):
+            weight, above = kernel[k], plane[first + top + k, first:]
+            for x in range(width + size - 1):
+                column_sums[x] += weight * above[x]
+        row = result[top]
+        row[:] = 0
+        for k in range(size):
+            for x in range(width):
+                row[x] += kernel[k] * column_sums[x + k]
+
+
+@compiled_exactly
+def _split(
+    planes: Floats, weights: Floats, radii: NDArray[np.int64], start: int, stop: int, bands: NDArray[np.float32]
+) -> None:
+    """The bands `(K, M, H, W)` of planes from `start` to `stop` of `(M, H, W)`; the kernels follow each other."""
+    _, height, width = planes.shape
+    most = radii.max()
+    mirrored = np.empty((height + 2 * most, width + 2 * most), np.float32)
+    blurred = np.empty((height, width), np.float32)
+    for plane in range(start, stop):
+        for y in range(height + 2 * most):
+            inside = abs(y - most)
+            inside = inside if inside < height else 2 * (height - 1) - inside
+            mirrored[y, most : most + width] = planes[plane, inside]
+            for x in range(most):
+                mirrored[y, x] = planes[plane, inside, most - x]
+                mirrored[y, most + width + x] = planes[plane, inside, width - 2 - x]
+        first_weight = 0
+        for k in range(len(radii)):
+            size = 2 * radii[k] + 1
+            kernel = weights[first_weight : first_weight + size]
+            first_weight += size
+            band = bands[k, plane]
+            if k == 0:
+                band[:] = planes[plane]
+            else:
+                band[:] = blurred
+            _filter_plane(mirrored, most - radii[k], kernel, blurred)
+            for y in range(height):
                 for x in range(width):
-                    column_sums[x] += kernel[k] * planes[plane, top + k, x]
-            row = result[plane, top]
-            row[:] = 0
-            for k in range(size):
-                for x in range(width - size + 1):
-                    row[x] += kernel[k] * column_sums[x + k]
+                    band[y, x] -= blurred[y, x]
+
+
+@compiled_exactly
+def _add_weighted(
+    planes: Floats, bands: NDArray[np.float32], weights: NDArray[np.float32], start: int, stop: int, result: Floats
+) -> None:
+    """Planes from `start` to `stop` of `(M, H, W)` plus their bands `(K, M, H, W)` by weights `(N, K, H, W)`."""
+    _, height, width = planes.shape
+    n_colours = len(planes) // len(weights)
+    for plane in range(start, stop):
+        of_picture = weights[plane // n_colours]
+        result[plane] = planes[plane]
+        for k in range(len(bands)):
+            for y in range(height):
+                for x in range(width):
+                    result[plane, y, x] += of_picture[k, y, x] * bands[k, plane, y, x]
 
 
 @compiled_exactly

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rlsr_env import cores, loops
-from rlsr_env.loops import can_loop, filtered, mean_squares, rounded_to_8bit
+from rlsr_env.loops import (
+    band_splits,
+    can_loop,
+    filtered,
+    mean_squares,
+    rounded_to_8bit,
+    sampled_windows,
+    weighted_sums,
+)
 from rlsr_env.metrics import METRICS, mean_squared_error, to_8bit
 from rlsr_env.structural_similarity import ssim
 
@@ -98,3 +107,42 @@ def test_any_number_of_threads_comes_to_the_same(monkeypatch: pytest.MonkeyPatch
     for one, shared in zip(alone, everything(), strict=True):
         assert np.array_equal(one.numpy(), shared.numpy())
     assert len(shares) > 3
+
+
+def test_bands_are_what_pytorch_computes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, _ = pictures(5, 24, 31)
+    kernels = [torch.tensor([0.25, 0.5, 0.25]), torch.full((9,), 1 / 9), torch.full((23 * 2 + 1,), 1 / 47)]
+    before, expected = image, []
+    for kernel in kernels:
+        radius = len(kernel) // 2
+        mirrored = functional.pad(image, (radius,) * 4, mode="reflect").double()
+        window = (kernel[:, None] * kernel).double().expand(3, 1, -1, -1)
+        after = functional.conv2d(mirrored, window, groups=3)
+        expected.append(before - after)
+        before = after
+    bands = band_splits(image, kernels)
+    assert bands.shape == (3, *image.shape)
+    assert (bands - torch.stack(expected)).abs().max() < 1e-6
+    monkeypatch.setattr(loops, "WORTH_THREADS", 1)  # shared out among threads, and each picture alone
+    assert torch.equal(bands, band_splits(image, kernels))
+    assert torch.equal(bands[:, 3:4], band_splits(image[3:4], kernels))
+
+
+def test_weighted_sums_are_by_the_pixel_and_the_same_for_all_colours() -> None:
+    image, other = pictures()
+    weights = torch.rand(3, 2, 24, 31) - 0.5
+    bands = torch.stack([other, image.flip(-1)])
+    expected = image + weights[:, :1] * other + weights[:, 1:] * image.flip(-1)
+    assert (weighted_sums(image, bands, weights) - expected).abs().max() < 1e-6
+    assert torch.equal(weighted_sums(image, bands, torch.zeros_like(weights)), image)
+
+
+def test_windows_some_pixels_apart_are_those_of_all_windows() -> None:
+    sr_image, hr_image = pictures(4, 29, 34)
+    hr_image = hr_image[:2]
+    kernel = torch.rand(11, generator=torch.Generator().manual_seed(1))
+    found = sampled_windows(sr_image, hr_image, kernel, first=1, stride=4)
+    for sums, image in zip(found, (sr_image, sr_image.square(), sr_image * hr_image.repeat(2, 1, 1, 1)), strict=True):
+        everywhere = filtered(image, kernel)
+        assert sums.shape == (4, 3, 5, 6)
+        assert torch.allclose(sums, everywhere[..., 1::4, 1::4], rtol=1e-5)
