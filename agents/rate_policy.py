@@ -81,6 +81,7 @@ class RateNetwork(nn.Module):
     feature_deviation: Tensor
     curve_mean: Tensor
     curve_deviation: Tensor
+    error_covariance: Tensor
 
     def __init__(self, n_settings: int, temperature: float = 0.1) -> None:
         """Build the network; at first, it expects the same of all pictures and settings.
@@ -102,6 +103,8 @@ class RateNetwork(nn.Module):
         self.register_buffer("feature_deviation", torch.ones(N_FEATURES))
         self.register_buffer("curve_mean", torch.zeros(2 * n_settings))
         self.register_buffer("curve_deviation", torch.ones(2 * n_settings))
+        # Of the curves' errors on pictures that were not trained on; see `agents.rate_search`.
+        self.register_buffer("error_covariance", torch.zeros(2 * n_settings, 2 * n_settings))
 
     def normal_features(self, features: Tensor) -> Tensor:
         """Features `(N, 72)` in deviations from the training pictures' mean."""
@@ -197,7 +200,10 @@ class RatePolicy:
             raise ValueError(f"{card_path} is no card of a rate policy ({error!r})") from error
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{path} is damaged, or {card_path} is the card of another file: the sha256 differs")
-        network.load_state_dict(load(content))
+        try:
+            network.load_state_dict(load(content))
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no policy of this version ({error}); train it anew") from error
         return cls(network, settings, card)
 
     def save(self, path: str | os.PathLike[str]) -> None:
