@@ -337,13 +337,15 @@ class Ablation:
             reward=Improvement(),
         )
         smooth = judge.name in options.smooth_noise_for
-        final = options.sigma if options.final_sigma is None else options.final_sigma
+        sigma = options.smooth_sigma if smooth and options.smooth_sigma is not None else options.sigma
+        # Annealed by the same factor.
+        final = sigma if options.final_sigma is None else options.final_sigma * sigma / options.sigma
         model = GRPO(
             "GeneratorPolicy",
             env,
             learning_rate=options.learning_rate,
             group_size=options.group_size,
-            sigma=lambda remaining: final + remaining * (options.sigma - final),
+            sigma=lambda remaining: final + remaining * (sigma - final),
             baseline=options.baseline,
             credit=options.credit if judge.block_map is not None else "picture",
             noise_blur=options.noise_blur if smooth else 0.0,

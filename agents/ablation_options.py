@@ -92,6 +92,9 @@ class AblateOptions(RunOptions):
     """Rewards for which RL's noise is smooth and grey: metrics of lines and edges, which look at filtered luma."""
     noise_blur: float = 1.0
     """Pixels by which it is smoothed there."""
+    smooth_sigma: float | None = None
+    """Its standard deviation there; sigma where not given. Edges jump, and need more noise to be met with; metrics that
+    do not are best tried by little: noise counts as error, so by much of it, SSIM asks for too much contrast."""
     baseline: Literal["group", "leave_one_out", "critic"] = "group"
     """What RL compares a reward with."""
     policy_coef: float = 20.0
@@ -157,8 +160,10 @@ class AblateOptions(RunOptions):
         for name in ("sigma", "evolution_sigma", "gradient_norm", "evolution_norm", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        if self.final_sigma is not None and not 0 < self.final_sigma < float("inf"):
-            raise ValueError(f"--final-sigma must be above 0, got {self.final_sigma}")
+        for name in ("final_sigma", "smooth_sigma"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
         for name in (
             "noise_blur", "policy_coef", "anchor_weight", "mse_weight", "content_weight", "adversarial_weight",
         ):  # fmt: skip
