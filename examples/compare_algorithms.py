@@ -57,8 +57,8 @@ REMARKS = {
     "ARS": "linear; sees mean and deviation of each channel in each cell; 4 environments",
     "DQN": "7 moves, each of one band in the whole patch",
     # Without the decay of weights, the actor of a seed or two goes to the ends of the range and stays there.
-    "TD3": "decay of all weights by 0.5, which keeps the actor from the ends of its range",
-    "DDPG": "settings as for TD3",
+    "TD3": "decay of all weights by 0.5, which keeps the actor from the ends of its range; no noise in the target",
+    "DDPG": "decay of all weights by 0.3",
     "REINFORCE": "`examples/reinforce.py`, no critic: environments of equal seeds are each other's baseline",
     "TorchRL PPO": "`examples/torchrl_ppo.py`",
     "RLlib PPO": "`examples/rllib_ppo.py`",
@@ -183,16 +183,16 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
     if args.quick:
         off_policy["learning_starts"] = args.n_envs
     shape = env.action_space.shape
+
     # Without entropy as a part of the reward, an actor follows the slope of a critic that has seen little to the end of
     # the range, where tanh is flat; decay of the weights brings it back.
-    deterministic = {
-        **off_policy,
-        "policy_kwargs": {
-            **network, "optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.5},
-        },
-        "action_noise": NormalActionNoise(np.zeros(shape), np.full(shape, 0.2)),
-        "gradient_steps": 8,
-    }  # fmt: skip
+    def deterministic(weight_decay: float) -> dict[str, Any]:
+        optimiser = {"optimizer_class": torch.optim.AdamW, "optimizer_kwargs": {"weight_decay": weight_decay}}
+        noise = NormalActionNoise(np.zeros(shape), np.full(shape, 0.3))
+        return {**off_policy, "policy_kwargs": {**network, **optimiser}, "action_noise": noise}
+
+    # Noise in the target would smooth away a good part of values that change within a few tenths of an action.
+    twin = {"policy_delay": 1, "target_policy_noise": 0.0, "target_noise_clip": 0.0}
     # The default starts at 1, beside which rewards of about one a step count for little in a few hundred updates.
     entropy = {"ent_coef": "auto_0.02"}
     settings: dict[str, dict[str, Any]] = {
@@ -208,8 +208,8 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
         "SAC": {**off_policy, **entropy},
         "TQC": {**off_policy, **entropy},
         "CrossQ": {**off_policy, **entropy},
-        "TD3": deterministic,
-        "DDPG": deterministic,
+        "TD3": {**deterministic(0.5), **twin},
+        "DDPG": deterministic(0.3),
         "DQN": {**off_policy, "target_update_interval": 200, "exploration_fraction": 0.3},
         "ARS": {
             "n_delta": 4, "n_top": 4, "delta_std": 0.3, "learning_rate": LinearSchedule(0.05, 0.0, 1.0),
