@@ -202,11 +202,15 @@ def test_some_metrics_may_be_measured_only(data: Path, tmp_path: Path) -> None:
 
 
 def test_noise_is_smooth_for_the_rewards_that_are_named(finished: Path, data: Path, tmp_path: Path) -> None:
-    run = prepare(tiny(data, tmp_path / "out", start=finished, smooth_noise_for=("jpeg_bytes",), noise_blur=0.8))
+    smooth = {"smooth_noise_for": ("jpeg_bytes",), "noise_blur": 0.8, "smooth_sigma": 0.04}
+    run = prepare(tiny(data, tmp_path / "out", start=finished, sigma=0.01, final_sigma=0.005, **smooth))
     run.prepare()
     noise = {name: run.make_grpo(metric(name), seed=0) for name in ("psnr", "jpeg_bytes")}
     assert (noise["jpeg_bytes"].noise_blur, noise["jpeg_bytes"].grey_noise) == (0.8, True)
     assert (noise["psnr"].noise_blur, noise["psnr"].grey_noise) == (0.0, False)
+    # From the first update to the last: 1 to 0 of the training remains.
+    assert [noise["psnr"]._sigma_at(remaining) for remaining in (1.0, 0.0)] == pytest.approx([0.01, 0.005])
+    assert [noise["jpeg_bytes"]._sigma_at(remaining) for remaining in (1.0, 0.0)] == pytest.approx([0.04, 0.02])
 
 
 def test_patches_are_as_large_as_the_metric_needs_and_as_many_as_cover_as_much() -> None:
@@ -373,6 +377,7 @@ def fails(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cal
         (("--crop-size", 50), "--crop-size must be a multiple of the scale 4"),
         (("--sigma", 0), "--sigma must be above 0, got 0"),
         (("--final-sigma", -1), "--final-sigma must be above 0"),
+        (("--smooth-sigma", 0), "--smooth-sigma must be above 0, got 0"),
         (("--policy-coef", -1), "--policy-coef must be 0 or more"),
         (("--learning-rate", "nan"), "--learning-rate must be above 0"),
         (("--batch-size", 1), "--batch-size must be 2 or more"),

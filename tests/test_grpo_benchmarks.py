@@ -70,6 +70,18 @@ def test_sweep_leaves_an_entry_for_each_value_and_goes_on_from_its_file(tmp_path
 
 
 @pytest.mark.slow
+def test_policy_gradient_is_compared_with_the_metrics_own_where_there_is_one(tmp_path: Path) -> None:
+    results, table = run("policy_gradient.py", tmp_path)
+    assert [row["metric"] for row in results["rows"]] == ["psnr"] * 4 + ["jpeg_bytes"] * 4
+    for row in results["rows"]:
+        assert ("cosine" in row) == (row["metric"] == "psnr")
+        assert -1 <= row["agreement"] <= 1
+    white = next(row for row in results["rows"] if row["metric"] == "psnr")
+    assert 0.3 < white["cosine"] < white["cosine_of_all"] < 1  # the right way, and the more so the more draws
+    assert "| psnr | white | 0.02 | 4 | leave one out |" in table
+
+
+@pytest.mark.slow
 def test_cost_of_a_group_is_a_ratio_of_times(tmp_path: Path) -> None:
     results, table = run("reward_cost.py", tmp_path)
     assert list(results["metrics"]) == ["ssim", "jpeg_bytes"]
