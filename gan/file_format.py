@@ -150,9 +150,14 @@ def pack(
         The file.
 
     Raises:
+        TypeError: The metadata are no `Metadata`.
         ValueError: The scale or the base codec is unknown, the LR stream is none of that size, the weights are for
             another scale or have a name that does not fit, or the metadata are too large.
     """
+    if not isinstance(metadata, Metadata):
+        raise TypeError(
+            f"metadata are a Metadata, as Metadata(icc_profile=..., exif=...); got {type(metadata).__name__}"
+        )
     if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"a file takes scales of 1 to {MAX_SCALE}, got {scale}")
     if base not in BASES:

@@ -333,3 +333,9 @@ def test_name_of_weights_in_their_place_is_refused() -> None:
     data = compress(image, scale=2, quality=30, weights=LANCZOS_WEIGHTS)
     with pytest.raises(TypeError, match="got 'lanczos'"):
         decompress(data, weights="lanczos")  # type: ignore[arg-type]
+
+
+def test_metadata_of_another_type_are_refused() -> None:
+    image = np.full((20, 30, 3), 99, np.uint8)
+    with pytest.raises(TypeError, match="metadata are a Metadata, .* got bytes"):
+        compress(image, scale=2, quality=30, weights=LANCZOS_WEIGHTS, metadata=b"exif")  # type: ignore[arg-type]
