@@ -337,5 +337,5 @@ def test_name_of_weights_in_their_place_is_refused() -> None:
 
 def test_metadata_of_another_type_are_refused() -> None:
     image = np.full((20, 30, 3), 99, np.uint8)
-    with pytest.raises(TypeError, match="metadata are a Metadata, .* got bytes"):
+    with pytest.raises(TypeError, match=r"metadata are a Metadata, .* got bytes"):
         compress(image, scale=2, quality=30, weights=LANCZOS_WEIGHTS, metadata=b"exif")  # type: ignore[arg-type]
