@@ -18,7 +18,7 @@ EVERY_ID = pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))
 
 
 def test_groups_cover_the_batch_in_order() -> None:
-    assert groups_in_cache(40, 19200, torch.device("cpu")) == [slice(0, 16), slice(16, 32), slice(32, 40)]
+    assert groups_in_cache(72, 19200, torch.device("cpu")) == [slice(0, 32), slice(32, 64), slice(64, 72)]
     assert groups_in_cache(3, 10**9, torch.device("cpu")) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert groups_in_cache(5, 10, torch.device("cpu")) == [slice(0, 5)]
 
