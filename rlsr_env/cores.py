@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +21,9 @@ def available_cores() -> int:
 def share_out(work: Callable[[slice], None], n_items: int) -> None:
     """Do work on items in equal shares, one for each available core, at the same time.
 
-    The threads live as long as the call: threads that were kept would be missing in a forked process. Work gains by
-    this where it releases Python's interpreter lock.
+    The caller does the first share; the other threads are kept for the next call, because starting one may take as long
+    as a small share. Work gains by this where it releases Python's interpreter lock. Within work, this does everything
+    in the one thread.
 
     Args:
         work: Takes the items `slice(start, stop)` and keeps its results itself.
@@ -30,13 +33,32 @@ def share_out(work: Callable[[slice], None], n_items: int) -> None:
         Exception: Whatever the work raises.
     """
     n_shares = min(available_cores(), n_items)
-    if n_shares <= 1:
+    if n_shares <= 1 or getattr(_here, "is_helper", False):
         work(slice(0, n_items))
         return
     bounds = [n_items * share // n_shares for share in range(n_shares + 1)]
-    with ThreadPoolExecutor(n_shares) as threads:
-        for done in [threads.submit(work, slice(*pair)) for pair in pairwise(bounds)]:
-            done.result()
+    first, *others = (slice(*pair) for pair in pairwise(bounds))
+    helpers = _helpers(n_shares - 1)
+    shares = [helpers.submit(work, share) for share in others]
+    try:
+        work(first)
+    finally:
+        wait(shares)
+    for share in shares:
+        share.result()
+
+
+_here = threading.local()
+
+
+@lru_cache(maxsize=4)
+def _helpers(n_threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work until the process ends."""
+    return ThreadPoolExecutor(n_threads, "rlsr", initializer=lambda: setattr(_here, "is_helper", True))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads are not forked
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,8 @@
 """Work shared out among the processor's cores."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -49,6 +51,41 @@ def test_shares_are_done_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert together.n_waiting == 0 and not together.broken
 
 
+def test_work_within_work_stays_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    inner: dict[int, set[int]] = {}
+
+    def work(share: slice) -> None:
+        if share.start:  # the share of the other thread
+            threads = inner.setdefault(threading.get_ident(), set())
+            share_out(lambda _: threads.add(threading.get_ident()), 8)
+
+    share_out(work, 2)
+    ((outer, threads),) = inner.items()
+    assert threads == {outer} and outer != threading.get_ident()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    code = """
+import os, threading
+from rlsr_env import cores
+cores.available_cores = lambda: 2
+threads = set()
+def work(share):
+    threads.add(threading.get_ident())
+cores.share_out(work, 2)
+child = os.fork()
+if not child:
+    threads.clear()
+    cores.share_out(work, 2)
+    os._exit(len(threads))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2\n"
+
+
 @pytest.mark.parametrize("n_cores", [1, 2])
 def test_an_error_in_a_share_is_raised(n_cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "available_cores", lambda: n_cores)
@@ -63,6 +100,7 @@ def test_an_error_in_a_share_is_raised(n_cores: int, monkeypatch: pytest.MonkeyP
 
 def test_where_nothing_can_be_kept_on_disk_functions_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import numba
+    from numba.typed import typeddict  # noqa: F401  (compiles functions of its own where it is first imported)
 
     ordinary, asked = numba.njit, []
 
