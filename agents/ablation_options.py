@@ -93,8 +93,9 @@ class AblateOptions(RunOptions):
     noise_blur: float = 1.0
     """Pixels by which it is smoothed there."""
     smooth_sigma: float | None = None
-    """Its standard deviation there; sigma where not given. Edges jump, and need more noise to be met with; metrics that
-    do not are best tried by little: noise counts as error, so by much of it, SSIM asks for too much contrast."""
+    """Its standard deviation there; sigma where not given. It falls in the same proportion. Edges jump, and only strong
+    noise meets them; where a metric is smooth little is better: noise counts as error, and by much of it SSIM asks for
+    too much contrast."""
     baseline: Literal["group", "leave_one_out", "critic"] = "group"
     """What RL compares a reward with."""
     policy_coef: float = 20.0

@@ -142,6 +142,19 @@ class RateNetwork(nn.Module):
         return self.logits(picture_features(obs[:, :-1]), decode_rate_weight(obs[:, -1, 0, 0]))
 
 
+def bytes_at(log_rate: np.ndarray, n_pixels: np.ndarray) -> np.ndarray:
+    """Whole bytes, 1 or more, of files.
+
+    Args:
+        log_rate: Logarithms of bits per pixel, `(P, S)` float64.
+        n_pixels: Of each original, `(P,)`.
+
+    Returns:
+        `(P, S)` int64.
+    """
+    return (np.exp(log_rate) * n_pixels[:, None] / 8).round().clip(1).astype(np.int64)
+
+
 class RatePolicy:
     """A trained policy and what it is for.
 
@@ -236,7 +249,7 @@ class RatePolicy:
             views = torch.from_numpy(np.stack([view_picture(image) for image in images]))
         quality, log_rate = self.network.curves(picture_features(views))
         n_pixels = np.array([image.shape[0] * image.shape[1] for image in images], dtype=np.int64)
-        n_bytes = (log_rate.exp().double().numpy() * n_pixels[:, None] / 8).round().clip(1).astype(np.int64)
+        n_bytes = bytes_at(log_rate.double().numpy(), n_pixels)
         return RateTable(tuple(uris), n_pixels, self.settings_list, n_bytes, quality.double().numpy())
 
     def settings(self, image: np.ndarray, rate_weight: float, scales: Sequence[int] = (1, 2, 3, 4)) -> Setting:

@@ -2,8 +2,8 @@
 
 A policy sees what a picture probably costs and is worth at every setting, and how wrong that tends to be: by as much,
 and in the same direction, at neighbouring settings. Such errors are taken for normally distributed, so that one real
-file of a picture corrects what is expected of all its others (Bayesian linear regression: Bishop 2006, eq. 2.81-82).
-It is a bandit whose arms are related; like others, it is explored by optimism in the face of uncertainty (Auer 2002).
+file of a picture corrects what is expected of all its others (the conditional of a Gaussian: Bishop 2006, eq. 2.81-82).
+It is a bandit whose arms are related, explored by optimism in the face of uncertainty (Auer 2002).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from agents.rate_policy import RatePolicy, picture_features
+from agents.rate_policy import RatePolicy, bytes_at, picture_features
 from rlsr_env.rate_oracle import Choice, choice_of, spend, spend_rest, weighted_choice
 from rlsr_env.rate_table import RateTable
 
@@ -43,7 +43,15 @@ class Belief:
             uris: Names of the pictures.
             n_pixels: Of each original, `(P,)`.
             views: Of each picture, `(P, 11, 64, 64)` uint8; see `rlsr_env.rate_views`.
+
+        Raises:
+            ValueError: For names, pixels and views of different numbers of pictures.
         """
+        if not len(uris) == len(n_pixels) == len(views):
+            raise ValueError(
+                f"a belief needs a name, the pixels and a view of each picture, got {len(uris)} names, "
+                f"{len(n_pixels)} numbers of pixels and {len(views)} views"
+            )
         self.uris, self.n_pixels, self._settings = tuple(uris), np.asarray(n_pixels), policy.settings_list
         with torch.no_grad():
             curves = torch.cat(policy.network.curves(picture_features(views)), dim=1).double().numpy()
@@ -66,8 +74,16 @@ class Belief:
             picture: Its number.
             setting: The setting's.
             n_bytes: Of the file.
-            quality: Of the restored picture.
+            quality: Of the restored picture, larger is better.
+
+        Raises:
+            ValueError: For a file of no bytes, or a quality that is not finite.
         """
+        if n_bytes < 1 or not np.isfinite(quality):
+            raise ValueError(
+                f"{self.uris[picture]} at {self._settings[setting]} came to {n_bytes} bytes and quality {quality}; "
+                "expected 1 byte or more and a finite number"
+            )
         n_settings = len(self._settings)
         self._n_bytes[picture, setting] = n_bytes
         rate = 8 * n_bytes / self.n_pixels[picture]
@@ -85,17 +101,19 @@ class Belief:
 
         Args:
             optimism: By how many standard deviations the others are thought smaller and better than expected.
+
+        Returns:
+            Bytes and qualities, `(P, S)` each.
         """
         hoped = optimism * self._deviation
         quality, _ = np.split(self._mean + hoped, 2, axis=1)
         _, log_rate = np.split(self._mean - hoped, 2, axis=1)
-        n_bytes = (np.exp(log_rate) * self.n_pixels[:, None] / 8).round().clip(1).astype(np.int64)
         known_quality, _ = np.split(self._known, 2, axis=1)
         return RateTable(
             self.uris,
             self.n_pixels,
             self._settings,
-            np.where(self.made, self._n_bytes, n_bytes),
+            np.where(self.made, self._n_bytes, bytes_at(log_rate, self.n_pixels)),
             np.where(self.made, known_quality, quality),
         )
 
@@ -120,7 +138,8 @@ def choose_within(belief: Belief, total_bytes: float, measure: Measure, most_fil
         The best choice among the files that were made.
 
     Raises:
-        ValueError: For fewer files than pictures, or where none of those that were made fit into the total.
+        ValueError: For fewer files than pictures, a file that `Belief.learn` refuses, or where none of the files that
+            were made fit into the total.
     """
     n_pictures = len(belief.uris)
     if most_files < n_pictures:

@@ -195,6 +195,20 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, lambda file: file.write(text.encode()))
 
 
+def write_results(path: Path | None, results: Mapping[str, Any], text: str) -> None:
+    """Print what a benchmark found, and keep it.
+
+    Args:
+        path: The JSON file, or nothing; the text goes beside it, as .md.
+        results: Everything.
+        text: For readers, Markdown.
+    """
+    print(text)
+    if path is not None:
+        write_json(path, results)
+        write_whole(path.with_suffix(".md"), lambda file: file.write(text.encode()))
+
+
 def _finite(value: Any) -> Any:
     """The same with None in the place of infinite numbers and NaN."""
     if isinstance(value, Mapping):

@@ -27,7 +27,7 @@ from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.ablation_report import Cell, gain_over_control
 from agents.grpo import GRPO
 from agents.picture_noise import picture_noise
-from agents.reports import describe_machine, describe_versions, write_json
+from agents.reports import describe_machine, describe_versions, write_json, write_results
 from rlsr_env.block_maps import BLOCK
 from rlsr_env.files import write_whole
 from rlsr_env.metrics import METRICS, Metric, metric
@@ -304,7 +304,7 @@ def main(args: Args) -> None:
             write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
 
     sweep(run, args, entries, keep)
-    print(table(results))
+    write_results(args.out, results, table(results))  # also where nothing was left to do
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ import gymnasium
 import torch
 import tyro
 
-from agents.reports import describe_machine, describe_versions, write_json
+from agents.reports import describe_machine, describe_versions, write_results
 from gan.generator import Generator, GeneratorConfig
 from gan.training import PatchSampler, Pretraining
 from gan.weights import load_generator
 from rlsr_env.codec import LRCodec
-from rlsr_env.files import write_whole
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.oracle import best_strengths, gain_of
 from rlsr_env.patches import PatchSource
@@ -147,10 +146,7 @@ def main(args: Args) -> None:
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
         "generators": measured,
     }
-    print(table(results))
-    if args.out is not None:
-        write_json(args.out, results)
-        write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
+    write_results(args.out, results, table(results))
 
 
 if __name__ == "__main__":

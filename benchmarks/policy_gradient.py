@@ -25,12 +25,11 @@ from torch.nn import functional
 from agents.advantages import BASELINES, Baseline, advantages
 from agents.grpo import GRPO, _spread
 from agents.picture_noise import picture_noise
-from agents.reports import describe_machine, describe_versions, write_json
+from agents.reports import describe_machine, describe_versions, write_results
 from gan.precision import choose_compute_dtype, choose_device
 from gan.weights import load_generator
 from gan.zoo import choose_weights
 from rlsr_env.codec import LRCodec
-from rlsr_env.files import write_whole
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.metrics import metric
 from rlsr_env.patches import PatchSource, to_float
@@ -183,10 +182,7 @@ def main(args: Args) -> None:
         "draws": args.draws,
         "rows": [row for name in args.metrics for row in rows_of(name, args)],
     }
-    print(table(results))
-    if args.out is not None:
-        write_json(args.out, results)
-        write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
+    write_results(args.out, results, table(results))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ from stable_baselines3.common.logger import configure
 
 from agents.advantages import advantages
 from agents.grpo import GRPO, _spread
-from agents.reports import describe_machine, describe_versions, write_json
+from agents.reports import describe_machine, describe_versions, write_results
 from gan.generator import GeneratorConfig
 from gan.precision import choose_compute_dtype, choose_device
 from rlsr_env.codec import LRCodec
 from rlsr_env.cores import available_cores
-from rlsr_env.files import write_whole
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.metrics import metric
 from rlsr_env.patches import PatchSource
@@ -201,10 +200,7 @@ def main(args: Args) -> None:
         "group_size": args.group_size,
         "metrics": found,
     }
-    print(table(results))
-    if args.out is not None:
-        write_json(args.out, results)
-        write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
+    write_results(args.out, results, table(results))
 
 
 if __name__ == "__main__":

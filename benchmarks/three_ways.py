@@ -31,12 +31,11 @@ from torch import Tensor, nn
 from agents.ablation import Ablation
 from agents.ablation_options import QUICK_ABLATION, AblateOptions
 from agents.ablation_report import Cell, gain_over_control
-from agents.reports import describe_machine, describe_versions, write_json
+from agents.reports import describe_machine, describe_versions, write_results
 from agents.stages import RLSRGANStage
 from agents.vec_env import GymnasiumVecEnv
 from gan.generator import Generator
 from rlsr_env.detail import DetailControl
-from rlsr_env.files import write_whole
 from rlsr_env.metrics import metric, to_8bit
 from rlsr_env.patches import to_float
 from rlsr_env.vector_env import RestorationVectorEnv
@@ -254,10 +253,7 @@ def main(args: Args) -> None:
         "start": run.start_card,
         "ways": ways,
     }
-    print(table(results))
-    if args.out is not None:
-        write_json(args.out, results)
-        write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
+    write_results(args.out, results, table(results))
 
 
 if __name__ == "__main__":

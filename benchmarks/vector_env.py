@@ -25,12 +25,11 @@ import tyro
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from agents.reports import describe_machine, describe_versions
+from agents.reports import describe_machine, describe_versions, write_results
 from gan.generator import Generator, GeneratorConfig
 from gan.precision import choose_compute_dtype, choose_device
 from rlsr_env import ENVIRONMENTS
 from rlsr_env.codec import LRCodec
-from rlsr_env.files import write_whole
 from rlsr_env.images import decode_images, image_set
 from rlsr_env.metrics import to_8bit
 from rlsr_env.patches import PatchSource, to_float
@@ -350,10 +349,7 @@ def main(args: Args) -> None:
         "sizes": {str(size): in_fresh_process(size, args) for size in args.sizes},
         "step_over_generator_and_metric": step_over_generator_and_metric(device, args),
     }
-    print(table(results))
-    if args.out is not None:
-        write_whole(args.out, lambda file: file.write((json.dumps(results, indent=2) + "\n").encode()))
-        write_whole(args.out.with_suffix(".md"), lambda file: file.write(table(results).encode()))
+    write_results(args.out, results, table(results))
 
 
 def _given(args: Args) -> dict[str, Any]:

@@ -9,7 +9,6 @@ weight of the rate.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import statistics
@@ -41,6 +40,7 @@ from agents.rate_training import (
     pretrained_weights,
     train_ppo,
 )
+from agents.reports import write_json
 from gan.zoo import LANCZOS_WEIGHTS
 from rlsr_env.crops import CroppedImages
 from rlsr_env.files import write_whole
@@ -107,6 +107,7 @@ if unknown := set(args.agents) - set(AGENTS):
     raise SystemExit(f"unknown agents {sorted(unknown)}; known: {', '.join(AGENTS)}")
 settings = DEFAULT_SETTINGS[:: 4 if args.quick else args.every]
 timesteps = min(args.ppo_timesteps, 2048) if args.quick else args.ppo_timesteps
+files = max(args.files, 0.25) if args.quick else args.files  # of few settings a tenth is one, which must fit at once
 scales = tuple(sorted({setting.scale for setting in settings}))
 weights = (
     dict.fromkeys(scales, LANCZOS_WEIGHTS) if args.decoder == "lanczos" else pretrained_weights(args.base_codec, scales)
@@ -170,7 +171,7 @@ def share_of(agent: Choosing, source: RateSource, rate: float) -> dict[str, Any]
             table, room.fixed.n_bytes, lambda weight: agent.choose(features, weight * sizes), factor=1.2, n_steps=6
         )
     else:
-        most_files = max(len(source.uris), int(args.files * table.n_bytes.size))
+        most_files = max(len(source.uris), int(files * table.n_bytes.size))
         belief = Belief(agent.policy, source.uris, table.n_pixels, views)
         choice = choose_within(belief, room.fixed.n_bytes, source.measure, most_files)
     return {
@@ -228,9 +229,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
         total = sum(row["oracle_gain"] for row in met)
         shares.append(sum(row["policy_gain"] for row in met) / total if total else float("nan"))
         fewer.append(sum(row["oracle_encodes"] for row in met) / max(1, sum(row["policy_encodes"] for row in met)))
-    spread = statistics.stdev(shares) if len(shares) > 1 else 0.0
+    spread = float(np.std(shares, ddof=1)) if len(shares) > 1 else 0.0
     return {
-        "share": statistics.mean(shares), "share_deviation": spread, "times_fewer_encodes": statistics.mean(fewer),
+        "share": float(np.mean(shares)), "share_deviation": spread, "times_fewer_encodes": statistics.mean(fewer),
         "unmet_rates": unmet,
     }  # fmt: skip
 
@@ -242,8 +243,9 @@ for name, agents in results.items():
     lines += ["| agent | share of the oracle's gain | times fewer files made | rates not met |", "|---|---|---|---|"]
     for agent, runs in agents.items():
         total = summary(runs)
+        share, deviation = 100 * total["share"], 100 * total["share_deviation"]
         lines.append(
-            f"| {agent}: {AGENTS[agent]} | {100 * total['share']:.0f} % +- {100 * total['share_deviation']:.0f} | "
+            f"| {agent}: {AGENTS[agent]} | {f'{share:.0f} % +- {deviation:.0f}' if np.isfinite(share) else 'none'} | "
             f"{total['times_fewer_encodes']:.1f} | {total['unmet_rates']:.0f} of {len(runs) * len(RATES)} |"
         )
     lines += ["", "| bpp | best fixed (scale, quality) | its PSNR | oracle | " + " | ".join(agents) + " |"]
@@ -282,8 +284,7 @@ if args.out is not None:
         "settings": [list(setting) for setting in settings], "agents": {agent: AGENTS[agent] for agent in args.agents},
         "totals": totals, "results": results,
     }  # fmt: skip
-    as_json = json.dumps(content, indent=1) + "\n"
     as_text = f"Made by `{command}`.\n\n{text}"
-    write_whole(args.out / f"{name}.json", lambda file: file.write(as_json.encode()))
+    write_json(args.out / f"{name}.json", content)
     write_whole(args.out / f"{name}.md", lambda file: file.write(as_text.encode()))
     print(f"wrote {args.out / name}.json and .md")

@@ -202,47 +202,31 @@ def rate_control_oracle(
     return RateOracle(table.settings[number], fixed, replace(best, n_encodes=table.n_bytes.size))
 
 
-def spend_rest(
-    table: RateTable,
-    choice: Choice,
-    total_bytes: float,
-    expected: RateTable | None = None,
-    most_tries: int | None = None,
-) -> Choice:
+def spend_rest(table: RateTable, choice: Choice, total_bytes: float) -> Choice:
     """Better settings for single pictures, as long as there are bytes left for one; most quality by the byte first.
 
     Args:
-        table: The results, to count the bytes.
+        table: The results.
         choice: What has been chosen so far.
         total_bytes: The most that all files together may take.
-        expected: Whose bytes and qualities say what to try next; the results themselves, where whoever chooses knows
-            them. A file that turns out too large is not taken.
-        most_tries: How often; without a limit where not given.
 
     Returns:
         The better choice, with the files that were made for it.
     """
-    expected = table if expected is None else expected
-    chosen, rows = choice.settings.copy(), np.arange(len(table.uris))
-    tried = np.zeros(table.n_bytes.shape, dtype=np.bool_)
-    tried[rows, chosen] = True
-    n_tries = 0
-    while most_tries is None or n_tries < most_tries:
-        left = total_bytes - int(table.n_bytes[rows, chosen].sum())
-        more_bytes = expected.n_bytes - expected.n_bytes[rows, chosen][:, None]
-        gain = expected.values - expected.values[rows, chosen][:, None]
-        possible = (gain > 0) & (more_bytes <= left) & ~tried
+    chosen, rows, n_steps = choice.settings.copy(), np.arange(len(table.uris)), 0
+    while True:
+        more_bytes = table.n_bytes - table.n_bytes[rows, chosen][:, None]
+        gain = table.values - table.values[rows, chosen][:, None]
+        possible = (gain > 0) & (more_bytes <= total_bytes - int(table.n_bytes[rows, chosen].sum()))
         if not possible.any():
             break
         # What takes no more bytes is taken at once.
         by_the_byte = np.where(possible, gain / np.maximum(more_bytes, 1e-3), -np.inf)
         picture, setting = np.unravel_index(int(by_the_byte.argmax()), by_the_byte.shape)
-        tried[picture, setting] = True
-        n_tries += 1
-        if table.n_bytes[picture, setting] - table.n_bytes[picture, chosen[picture]] <= left:
-            chosen[picture] = setting
+        chosen[picture] = setting
+        n_steps += 1
     better = choice_of(table, chosen, choice.rate_weight)
-    return replace(better, n_encodes=choice.n_encodes + n_tries)
+    return replace(better, n_encodes=choice.n_encodes + n_steps)
 
 
 def weighted_choice(table: RateTable, rate_weight: float) -> np.ndarray:

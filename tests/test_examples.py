@@ -197,10 +197,31 @@ def test_train_rate_control_compares_agents_and_writes_a_policy(folder: str, tmp
     )  # fmt: skip
     results = json.loads((tmp_path / "rate-control-stream.json").read_text())
     (totals,) = results["totals"].values()
-    assert set(totals) == {"values", "ppo"} and f"| {100 * totals['values']['share']:.0f} %" in printed
+    share = totals["values"]["share"]  # nothing where the oracle gains nothing at the rates that are met
+    assert set(totals) == {"values", "ppo"}
+    assert ("action values, fitted" if share is None else f"| {100 * share:.0f} %") in printed
+    assert ("| none |" in printed) == any(entry["share"] is None for entry in totals.values())
     (agents,) = results["results"].values()
     rows = [row for row in agents["values"][0]["rows"] if "unmet" not in row]
     assert rows and all(row["policy_bytes"] <= row["bytes"] and row["policy"] <= row["oracle"] + 1e-9 for row in rows)
     policy = RatePolicy.load(tmp_path / "policy.safetensors")
     assert policy.card["training_pictures"] == 6 and "--quick" in policy.card["command"]
     assert len(list((tmp_path / "tables").iterdir())) == 2
+
+
+def test_train_rate_control_says_what_too_few_files_do_not_meet(folder: str, tmp_path: Path) -> None:
+    run(
+        "train_rate_control.py", "--images", folder, "--held-out", folder, "--crop-size", 128, "--every", 4, "--files",
+        0.01, "--agents", "blind", "--seeds", 2, "--out", tmp_path,
+    )  # fmt: skip
+    table = (tmp_path / "rate-control.md").read_text()
+    (agents,) = json.loads((tmp_path / "rate-control.json").read_text(), parse_constant=pytest.fail)["results"].values()
+    rows = [row for agent in agents["blind"] for row in agent["rows"]]
+    unmet = sum("unmet" in row for row in rows)
+    assert len(rows) == 16 and unmet > 0 and f"| {unmet} of 16 |" in table
+    assert "nan" not in table
+
+
+@pytest.mark.slow
+def test_train_rate_control_is_quick_as_it_stands(tmp_path: Path) -> None:
+    assert "| ppo: " in run("train_rate_control.py", "--quick", "--out", tmp_path)

@@ -130,3 +130,13 @@ def test_too_few_files_or_bytes_are_refused(policy: RatePolicy) -> None:
         choose_within(belief, 10_000, lambda picture, setting: (1, 0.0), most_files=3)
     with pytest.raises(ValueError, match="more than 10"):
         choose_within(belief, 10, lambda picture, setting: (int(table.n_bytes[picture, setting]), 30.0), most_files=8)
+
+
+def test_a_belief_refuses_what_does_not_belong_together(policy: RatePolicy) -> None:
+    with pytest.raises(ValueError, match="got 2 names, 1 numbers of pixels and 2 views"):
+        Belief(policy, ["a", "b"], np.array([100]), VIEWS[:2])
+    belief = Belief(policy, ["a"], np.array([100]), VIEWS[:1])
+    for n_bytes, quality in ((0, 30.0), (10, float("nan"))):
+        with pytest.raises(ValueError, match=r"a at .*quality=20.* came to"):
+            belief.learn(0, 1, n_bytes, quality)
+    assert not belief.made.any()
