@@ -80,7 +80,8 @@ def _windows(sr_image: Tensor, hr_image: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         Three of `(K * P, 3, rows, columns)`, each value of the same operations in the same order.
     """
-    from rlsr_env.loops import can_loop, sampled_windows  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.similarity_loops import sampled_windows
 
     height, width = hr_image.shape[-2:]
     if can_loop(sr_image, hr_image):

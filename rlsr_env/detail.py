@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlsr_env.filters import gaussian_kernel, slide
+from rlsr_env.metrics import to_levels
 from rlsr_env.tasks import Restorer, Task
 
 
@@ -41,7 +42,8 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
     Returns:
         `(N, n_bands, 3, H, W)`, finest first; contiguous with the bands before the pictures.
     """
-    from rlsr_env.loops import band_splits, can_loop  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.filter_loops import band_splits  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import can_loop
 
     deviations = [0.35 * 2**k * scale for k in range(n_bands)]
     if can_loop(image):
@@ -83,12 +85,13 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
     Returns:
         `(N, 3, H, W)`.
     """
-    from rlsr_env.loops import can_loop, weighted_sums  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.filter_loops import mixed as mixed_by_loops  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import can_loop
 
     rows, columns = (_bilinear_matrix(strengths.shape[-1], size).to(strengths) for size in image.shape[-2:])
+    if can_loop(image, bands, strengths):
+        return mixed_by_loops(image, bands.transpose(0, 1), strengths, rows, columns)
     spread = rows @ strengths @ columns.T
-    if can_loop(image, bands, spread):
-        return weighted_sums(image, bands.transpose(0, 1), spread)
     mixed = torch.addcmul(image, spread[:, 0, None], bands[:, 0])
     for k in range(1, bands.shape[1]):
         mixed = mixed.addcmul_(spread[:, k, None], bands[:, k])
@@ -158,8 +161,7 @@ class DetailControl(Task):
 
     def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
-        # A copy: what a generator returns may be its own memory.
-        sr_image = generator(lr_image).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        sr_image = _copied(generator(lr_image))
         bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
         if self._bands.shape != bands.shape or marked.all():
             self.strengths = torch.zeros(self._shape(len(lr_image)), device=lr_image.device)
@@ -182,8 +184,11 @@ class DetailControl(Task):
 
     def observe(self, lr_image: Tensor) -> Tensor:
         """The LR patch, and each band's strengths as a picture: 0 for -1, 255 for +2."""
-        levels = (self.strengths - self.LOWEST) / (self.HIGHEST - self.LOWEST) * 255.0
-        cells = levels.round().to(torch.uint8)
+        cells = to_levels((self.strengths - self.LOWEST) / (self.HIGHEST - self.LOWEST))
+        if lr_image.device.type == "cpu":
+            from rlsr_env.patch_loops import with_cells  # compiled by Numba, which takes its time to be imported
+
+            return with_cells(lr_image, cells)
         rows, columns = (_nearest_cells(self.grid_size, size).to(lr_image.device) for size in lr_image.shape[-2:])
         return torch.cat([lr_image, cells.index_select(3, columns).index_select(2, rows)], dim=1)
 
@@ -211,6 +216,15 @@ class DetailControl(Task):
     def _shape(self, n: int) -> tuple[int, ...]:
         """The shape of the strengths of `n` environments."""
         return n, self.n_bands, self.grid_size, self.grid_size
+
+
+def _copied(image: Tensor) -> Tensor:
+    """Pictures as float32 in memory of their own, contiguous: what a generator returns may be the generator's."""
+    from rlsr_env.loops import can_loop, scaled  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(image):
+        return scaled(image)
+    return image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _over(marked: Tensor, values: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ def slide(image: Tensor, kernel: Tensor) -> Tensor:
     Returns:
         `(N, C, H - K + 1, W - K + 1)`, contiguous.
     """
-    from rlsr_env.loops import can_loop, filtered  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.filter_loops import filtered  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import can_loop
 
     if can_loop(image):
         return filtered(image, kernel)
@@ -44,7 +45,7 @@ class _Slide(torch.autograd.Function):
     @staticmethod
     def forward(image: Tensor, kernel: Tensor) -> Tensor:
         """Filter `(N, C, H, W)`."""
-        from rlsr_env.loops import filtered  # compiled by Numba, which takes its time to be imported
+        from rlsr_env.filter_loops import filtered  # compiled by Numba, which takes its time to be imported
 
         return filtered(image, kernel)
 

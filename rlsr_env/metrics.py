@@ -25,8 +25,9 @@ from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
 from rlsr_env.haarpsi_map import haarpsi_map
 from rlsr_env.jpeg_map import jpeg_bytes_map
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
-from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures
-from rlsr_env.structural_similarity import StructuralSimilarity, ssim
+from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures, check_size
+from rlsr_env.patches import to_float
+from rlsr_env.structural_similarity import LoopedSimilarity, similarity_to, ssim
 
 # In dB; what decoders reach at a tenth of a bit per pixel.
 TANGENT_PSNR = 25.0
@@ -49,6 +50,9 @@ class Metric:
         value_range: The least and the greatest value that it can have.
         prepare: Where much of the work depends on the HR pictures alone: takes them, `(B, 3, H, W)`, and returns
             `function` of the SR pictures; see `against`.
+        prepare_levels: Where pictures of 8 bits can be judged on the CPU as they are, each by itself: takes the HR
+            pictures' levels, `(B, 3, H, W)` uint8, and returns `function` of the SR pictures' levels; see
+            `against_levels`.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Metric:
     block_map: Callable[[Tensor, Tensor], Tensor] | None = None
     value_range: tuple[float, float] = (-math.inf, math.inf)
     prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
+    prepare_levels: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
         """Judge SR pictures.
@@ -106,6 +111,30 @@ class Metric:
         """
         check_pictures(hr_image, hr_image, self.name, self.min_size)
         return _Against(self, hr_image, None if self.prepare is None else self.prepare(hr_image.clamp(0, 1)))
+
+    def against_levels(self, hr_levels: Tensor) -> Callable[[Tensor], Tensor]:
+        """The metric for pictures of 8 bits that are all compared with the same originals.
+
+        Args:
+            hr_levels: The originals, `(B, 3, H, W)` uint8.
+
+        Returns:
+            What the metric says of SR pictures in the originals' shape, uint8; of PSNR, more exactly.
+
+        Raises:
+            TypeError: If the originals are not uint8.
+            ValueError: If they are not `(B, 3, H, W)`, or smaller than `min_size`.
+        """
+        if hr_levels.dtype != torch.uint8:
+            raise TypeError(f"{self.name} needs the levels of 8-bit pictures, uint8, got {hr_levels.dtype}")
+        if self.loops_over_levels(hr_levels.device):
+            check_size(hr_levels, self.name, self.min_size)
+            return self.prepare_levels(hr_levels)
+        return _AgainstLevels(self.against(to_float(hr_levels)))
+
+    def loops_over_levels(self, device: torch.device) -> bool:
+        """Whether pictures of 8 bits are judged as they are, each by itself, so that a batch needs no groups."""
+        return self.prepare_levels is not None and device.type == "cpu"
 
     def _check_values(self, values: Tensor, sr_image: Tensor, hr_image: Tensor) -> None:
         """Raise where there is NaN that was not in the pictures."""
@@ -160,6 +189,17 @@ class _Against:
             values = self.function(sr_image.clamp(0, 1))
         self.metric._check_values(values, sr_image, self.hr_image)
         return values
+
+
+@dataclass(frozen=True)
+class _AgainstLevels:
+    """A judge of float pictures, for those of 8 bits."""
+
+    judge: Callable[[Tensor], Tensor]
+
+    def __call__(self, sr_levels: Tensor) -> Tensor:
+        """Judge SR pictures, `(B,)`."""
+        return self.judge(to_float(sr_levels))
 
 
 def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -220,6 +260,23 @@ class PSNRAgainst:
     def __call__(self, sr_image: Tensor) -> Tensor:
         """Judge pictures in [0, 1], `(B,)` float64."""
         return _decibels(_mean_squares(sr_image, self.hr_image))
+
+
+@dataclass(frozen=True)
+class PSNRAgainstLevels:
+    """`psnr` of 8-bit pictures on the CPU: exact, where float32 rounds the levels.
+
+    Attributes:
+        hr_levels: The originals, `(B, 3, H, W)` uint8.
+    """
+
+    hr_levels: Tensor
+
+    def __call__(self, sr_levels: Tensor) -> Tensor:
+        """Judge pictures, uint8: `(B,)` float64."""
+        from rlsr_env.loops import mean_squares_of_levels  # compiled by Numba, which takes its time to be imported
+
+        return _decibels(mean_squares_of_levels(sr_levels, self.hr_levels))
 
 
 def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -292,13 +349,46 @@ def to_8bit(image: Tensor) -> Tensor:
         at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
         rounded = at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
         suspicious = bool(image.sum().isnan())
-    # The sum is NaN if a value is (or where infinities cancel out); it is a tenth of the work of looking for one.
-    if suspicious and (n_nan := int(torch.isnan(image).sum())):
+    if suspicious:
+        _refuse_nan(image)
+    return rounded
+
+
+def to_levels(image: Tensor) -> Tensor:
+    """Round pictures to the 256 levels that a viewer gets, as `to_8bit`, and return the levels.
+
+    Args:
+        image: Pictures of any shape, any float dtype; values outside [0, 1] are clipped.
+
+    Returns:
+        0 to 255, of the same shape, uint8.
+
+    Raises:
+        ValueError: If it holds NaN, which would be saved as black.
+    """
+    from rlsr_env.loops import can_loop, rounded_to_levels  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(image):
+        levels, suspicious = rounded_to_levels(image)
+    else:
+        at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
+        levels = at_least_float32.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+        suspicious = bool(image.sum().isnan())
+    if suspicious:
+        _refuse_nan(image)
+    return levels
+
+
+def _refuse_nan(image: Tensor) -> None:
+    """Raise if a picture holds NaN: its sum is NaN then, but also where infinities cancel out.
+
+    Summing is a tenth of the work of looking for one.
+    """
+    if n_nan := int(torch.isnan(image).sum()):
         raise ValueError(
             f"{n_nan} of the {image.numel()} values of the picture are NaN, so there is nothing to show; "
             "check the network's weights and its input."
         )
-    return rounded
 
 
 def metric(name: str | Metric) -> Metric:
@@ -412,7 +502,7 @@ METRICS: dict[str, Metric] = {
     for judge in (
         Metric(
             "psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map, value_range=(0, math.inf),
-            prepare=PSNRAgainst,
+            prepare=PSNRAgainst, prepare_levels=PSNRAgainstLevels,
         ),
         Metric(
             "psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map,
@@ -425,7 +515,7 @@ METRICS: dict[str, Metric] = {
         # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
         Metric(
             "ssim", ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map,
-            value_range=(-1, 1), prepare=StructuralSimilarity.originals,
+            value_range=(-1, 1), prepare=similarity_to, prepare_levels=LoopedSimilarity.originals,
         ),
         Metric(
             "ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim", value_range=(0, 1),

@@ -198,13 +198,30 @@ class PatchSource:
         """
         if picture is not None and not 0 <= picture < len(self):
             raise ValueError(f"there is no picture {picture}; the set has {len(self)}, counted from 0")
-        chance = rng.random((n, 5))
-        first, last = 0, self._picture.size - 1
-        if picture is not None:  # the candidates of a picture lie together, so it has a stretch of the distribution
-            first, last = np.searchsorted(self._picture, (picture, picture + 1)) - (0, 1)
-        below = self._cumulative[first - 1] if first > 0 else 0.0
+        return self._chosen(rng.random((n, 5)), None if picture is None else np.full(n, picture))
+
+    def draw_each(self, rngs: Sequence[np.random.Generator], pictures: Sequence[int] | None = None) -> np.ndarray:
+        """Choose a patch by each of several sources of randomness, as `draw` would.
+
+        Args:
+            rngs: One for each patch.
+            pictures: The number of the picture for each of them; any where not given.
+
+        Returns:
+            `(len(rngs), 5)` int64 patch index.
+        """
+        chance = np.array([rng.random(5) for rng in rngs])
+        return self._chosen(chance, None if pictures is None else np.array(pictures))
+
+    def _chosen(self, chance: np.ndarray, of: np.ndarray | None) -> np.ndarray:
+        """The patch index that random numbers `(n, 5)` in [0, 1) mean, of given pictures `(n,)` or of any."""
+        n = len(chance)
+        first, last = np.zeros(n, dtype=np.int64), np.full(n, self._picture.size - 1)
+        if of is not None:  # the candidates of a picture lie together, so it has a stretch of the distribution
+            first, last = np.searchsorted(self._picture, of), np.searchsorted(self._picture, of + 1) - 1
+        below = np.where(first > 0, self._cumulative[first - 1], 0.0)
         level = below + chance[:, 0] * (self._cumulative[last] - below)
-        candidate = np.clip(np.searchsorted(self._cumulative, level, side="right"), first, last)
+        candidate = np.searchsorted(self._cumulative, level, side="right").clip(first, last)
         pictures = self._picture[candidate]
         index = np.empty((n, 5), dtype=np.int64)
         index[:, IMAGE] = pictures
@@ -215,27 +232,35 @@ class PatchSource:
         index[:, FLIP] = (chance[:, 4] * 8).astype(np.int64)
         return index
 
-    def gather(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def gather(
+        self, index: np.ndarray, memory_format: torch.memory_format = torch.channels_last
+    ) -> tuple[Tensor, Tensor]:
         """The patches of an index.
 
         Args:
             index: `(n, 5)` int64, from `draw`.
+            memory_format: `torch.channels_last`, which networks take, or `torch.contiguous_format`, which the loops on
+                the CPU take.
 
         Returns:
-            LR patches `(n, 3, p, p)` and HR patches `(n, 3, scale * p, scale * p)`, uint8, in channels-last memory.
+            LR patches `(n, 3, p, p)` and HR patches `(n, 3, scale * p, scale * p)`, uint8, in that order of memory.
         """
         picture, quality = index[:, IMAGE], index[:, QUALITY]
         scale = self.codec.scale
         lr_corner = index[:, TOP] * self._lr_width[picture] + index[:, LEFT]
         hr_corner = scale * (index[:, TOP] * self._hr_width[picture] + index[:, LEFT])
         flip = index[:, FLIP]
-        lr_image = self._gather(
-            self._lr, self._lr_start[picture, quality] + lr_corner, self._lr_width[picture], flip, self.lr_patch_size
-        )
-        hr_image = self._gather(
-            self._hr, self._hr_start[picture] + hr_corner, self._hr_width[picture], flip, self.hr_patch_size
-        )
-        return lr_image, hr_image
+        lr_start, hr_start = self._lr_start[picture, quality] + lr_corner, self._hr_start[picture] + hr_corner
+        if self.device.type == "cpu" and memory_format == torch.contiguous_format:
+            from rlsr_env.patch_loops import gathered  # compiled by Numba, which takes its time to be imported
+
+            return (
+                gathered(self._lr, lr_start, self._lr_width[picture], flip, self.lr_patch_size),
+                gathered(self._hr, hr_start, self._hr_width[picture], flip, self.hr_patch_size),
+            )
+        lr_image = self._gather(self._lr, lr_start, self._lr_width[picture], flip, self.lr_patch_size)
+        hr_image = self._gather(self._hr, hr_start, self._hr_width[picture], flip, self.hr_patch_size)
+        return lr_image.contiguous(memory_format=memory_format), hr_image.contiguous(memory_format=memory_format)
 
     def _gather(self, pixels: Tensor, corner: np.ndarray, width: np.ndarray, flip: np.ndarray, size: int) -> Tensor:
         """Patches `(n, 3, size, size)` from flat pixels, flipped by their own index arithmetic."""
@@ -253,4 +278,8 @@ class PatchSource:
 
 def to_float(image: Tensor) -> Tensor:
     """uint8 pictures `(B, 3, H, W)` as float32 in [0, 1]; the memory format is kept."""
+    if image.device.type == "cpu" and image.dtype == torch.uint8 and image.is_contiguous():
+        from rlsr_env.loops import floats_of_levels  # compiled by Numba, which takes its time to be imported
+
+        return floats_of_levels(image)
     return image.float().div_(255.0)

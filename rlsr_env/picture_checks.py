@@ -50,7 +50,7 @@ def check_pictures(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int)
             f"{name} needs SR and HR pictures of one shape, got {tuple(sr_image.shape)} and {tuple(hr_image.shape)}; "
             "crop or resize one of them."
         )
-    _check_size(sr_image, name, min_size)
+    check_size(sr_image, name, min_size)
 
 
 def check_blocks(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -> None:
@@ -72,7 +72,7 @@ def check_blocks(sr_image: Tensor, hr_image: Tensor, name: str, min_size: int) -
             f"the blocks of {name} need SR pictures (K * P, 3, H, W) for HR pictures (P, 3, H, W), got "
             f"{tuple(sr_image.shape)} and {tuple(hr_image.shape)}"
         )
-    _check_size(hr_image, f"the block map of {name}", -(-min_size // BLOCK) * BLOCK)
+    check_size(hr_image, f"the block map of {name}", -(-min_size // BLOCK) * BLOCK)
     height, width = hr_image.shape[-2:]
     if height % BLOCK or width % BLOCK:
         raise ValueError(
@@ -92,7 +92,7 @@ def _check_floats(sr_image: Tensor, hr_image: Tensor, name: str) -> None:
             )
 
 
-def _check_size(image: Tensor, name: str, min_size: int) -> None:
+def check_size(image: Tensor, name: str, min_size: int) -> None:
     """Raise unless a tensor is a batch of RGB pictures that are large enough."""
     if image.dim() != 4 or image.shape[1] != 3:
         raise ValueError(

@@ -35,9 +35,8 @@ KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 }
 
 
-@lru_cache(maxsize=64)
-def _upsampling_matrix(size: int, scale: int, kernel: str, device: torch.device) -> Tensor:
-    """The `(scale * size, size)` matrix that upsamples one axis; each row sums to one."""
+def _weights(size: int, scale: int, kernel: str) -> np.ndarray:
+    """What each of `scale * size` pixels takes of each of `size`: `(scale * size, size)`, not normalised."""
     function, support = KERNELS[kernel]
     centre = (np.arange(scale * size)[:, None] + 0.5) / scale
     pixel = np.arange(size)[None, :]
@@ -45,11 +44,33 @@ def _upsampling_matrix(size: int, scale: int, kernel: str, device: torch.device)
     # Pillow keeps only pixels whose index lies within the rounded support, even where the kernel is not yet zero.
     first = np.maximum(np.floor(centre - support + 0.5), 0)
     last = np.minimum(np.floor(centre + support + 0.5), size)
-    weights = np.where((pixel >= first) & (pixel < last), weights, 0.0)
+    return np.where((pixel >= first) & (pixel < last), weights, 0.0)
+
+
+@lru_cache(maxsize=64)
+def _upsampling_matrix(size: int, scale: int, kernel: str, device: torch.device) -> Tensor:
+    """The `(scale * size, size)` matrix that upsamples one axis; each row sums to one."""
+    weights = _weights(size, scale, kernel)
     weights /= weights.sum(axis=1, keepdims=True)
     # The cache outlives a caller's inference mode, whose tensors autograd would later refuse.
     with torch.inference_mode(False):
         return torch.from_numpy(weights).to(device=device, dtype=torch.float32)
+
+
+@lru_cache(maxsize=16)
+def _phase_weights(scale: int, kernel: str) -> np.ndarray:
+    """The rows of the matrix far from the border, `(scale, taps)` float32: they repeat from pixel to pixel."""
+    reach = int(KERNELS[kernel][1])
+    middle = _weights(2 * reach + 1, scale, kernel)[reach * scale : (reach + 1) * scale]
+    return (middle / middle.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def _border_factors(size: int, scale: int, kernel: str) -> np.ndarray:
+    """By how much the matrix's rows are larger near the border, where some pixels are missing: `(scale, size)`."""
+    reach = int(KERNELS[kernel][1])
+    complete = _weights(2 * reach + 1, scale, kernel)[reach * scale : (reach + 1) * scale].sum(axis=1)
+    return (complete / _weights(size, scale, kernel).sum(axis=1).reshape(size, scale)).T.astype(np.float32)
 
 
 def upsample(lr_image: Tensor, scale: int, kernel: str = "lanczos") -> Tensor:
@@ -75,7 +96,13 @@ def upsample(lr_image: Tensor, scale: int, kernel: str = "lanczos") -> Tensor:
         raise ValueError(f"expected pictures (B, C, h, w), got a tensor of shape {tuple(lr_image.shape)}")
     if not lr_image.is_floating_point():
         raise TypeError(f"expected a floating tensor, got {lr_image.dtype}; divide uint8 pictures by 255 first")
+    from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.patch_loops import upsampled
+
     height, width = lr_image.shape[-2:]
+    if can_loop(lr_image):
+        factors = [_border_factors(size, int(scale), kernel) for size in (height, width)]
+        return upsampled(lr_image, _phase_weights(int(scale), kernel), *factors)
     rows = _upsampling_matrix(height, scale, kernel, lr_image.device)
     columns = _upsampling_matrix(width, scale, kernel, lr_image.device)
     # float32 whatever surrounds it: the base of a residual generator must equal the baseline to the bit (issue 2).

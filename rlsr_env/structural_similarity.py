@@ -1,7 +1,11 @@
-"""SSIM (Wang et al. 2004) of many small pictures."""
+"""SSIM (Wang et al. 2004) of many small pictures.
+
+An 11 x 11 Gaussian window, no padding, the mean over R, G and B, as in pytorch-msssim.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +18,6 @@ from rlsr_env.filters import gaussian_kernel, slide
 @dataclass(frozen=True)
 class StructuralSimilarity:
     """SSIM against given originals: what depends on them alone is computed once.
-
-    An 11 x 11 Gaussian window, no padding, the mean over R, G and B, as in pytorch-msssim.
 
     Attributes:
         hr_image: The originals, `(N, 3, H, W)`.
@@ -43,11 +45,6 @@ class StructuralSimilarity:
 
     def __call__(self, sr_image: Tensor) -> Tensor:
         """Judge pictures `(N, 3, H, W)` in the originals' dtype: `(N,)`."""
-        from rlsr_env.loops import can_loop, similarities  # compiled by Numba, which takes its time to be imported
-
-        given = (self.hr_image, self.mean, self.luminance, self.contrast, self.kernel)
-        if can_loop(sr_image, *given):
-            return similarities(sr_image, *given)
         mean = slide(sr_image, self.kernel)
         covariance = slide(sr_image * self.hr_image, self.kernel) - mean * self.mean
         variance = slide(sr_image * sr_image, self.kernel) - mean * mean
@@ -58,6 +55,52 @@ class StructuralSimilarity:
         return 4 * similarity.flatten(1).mean(1)
 
 
+@dataclass(frozen=True)
+class LoopedSimilarity:
+    """The same on the CPU by compiled loops, of float32 pictures or of the levels of 8-bit ones.
+
+    Attributes:
+        hr_image: The originals, `(N, 3, H, W)`, float32 in [0, 1] or uint8.
+        mean: Their weighted mean under each window, from `window_statistics`.
+        variance: Their weighted variance.
+        kernel: The window, `(11,)` float32.
+    """
+
+    hr_image: Tensor
+    mean: Tensor
+    variance: Tensor
+    kernel: Tensor
+
+    @classmethod
+    def originals(cls, hr_image: Tensor) -> LoopedSimilarity:
+        """Prepare for originals `(N, 3, H, W)`, float32 in [0, 1] or uint8, on the CPU."""
+        from rlsr_env.similarity_loops import window_statistics  # compiled by Numba, which takes its time to be imported
+
+        hr_image = hr_image.contiguous()
+        kernel = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0))
+        return cls(hr_image, *window_statistics(hr_image, kernel), kernel)
+
+    def __call__(self, sr_image: Tensor) -> Tensor:
+        """Judge pictures `(N, 3, H, W)` in the originals' dtype: `(N,)`."""
+        from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
+        from rlsr_env.similarity_loops import similarities
+
+        if sr_image.is_floating_point() and not can_loop(sr_image):  # a gradient is wanted
+            return StructuralSimilarity.originals(self.hr_image)(sr_image)
+        return similarities(sr_image, self.hr_image, self.mean, self.variance, self.kernel)
+
+
+def similarity_to(hr_image: Tensor) -> Callable[[Tensor], Tensor]:
+    """SSIM of pictures in the shape and dtype of these originals, `(N, 3, H, W)`, float32 or float64."""
+    from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
+
+    return LoopedSimilarity.originals(hr_image) if can_loop(hr_image) else StructuralSimilarity.originals(hr_image)
+
+
 def ssim(sr_image: Tensor, hr_image: Tensor) -> Tensor:
-    """SSIM of each picture; see `StructuralSimilarity`."""
+    """SSIM of each picture, `(N,)`."""
+    from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
+
+    if can_loop(sr_image, hr_image):
+        return LoopedSimilarity.originals(hr_image)(sr_image)
     return StructuralSimilarity.originals(hr_image)(sr_image)

@@ -17,7 +17,7 @@ from rlsr_env.batches import groups_in_cache, keep_memory
 from rlsr_env.codec import LRCodec
 from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
-from rlsr_env.metrics import Metric, metric, to_8bit
+from rlsr_env.metrics import Metric, metric, to_levels
 from rlsr_env.patches import PatchSource, to_float
 from rlsr_env.resample import upsample
 from rlsr_env.rewards import Reward, reward
@@ -124,9 +124,14 @@ class RestorationVectorEnv(VectorEnv):
         self._index = np.zeros((num_envs, 5), dtype=np.int64)
         self._n_steps = np.zeros(num_envs, dtype=np.int64)
         self._values = torch.zeros(num_envs, dtype=torch.float64, device=source.device)
-        self._lr, self._hr = source.gather(self._index)
-        self._sr = torch.zeros(self._hr.shape, device=source.device)
-        self._groups = groups_in_cache(num_envs, self._hr[0].numel(), source.device)
+        # Loops on the CPU take a picture colour by colour, networks elsewhere take it pixel by pixel.
+        self._memory_format = torch.contiguous_format if source.device.type == "cpu" else torch.channels_last
+        self._take_patches()
+        self._sr = torch.zeros_like(self._hr)
+        if self.metric.loops_over_levels(source.device):
+            self._groups = [slice(0, num_envs)]
+        else:
+            self._groups = groups_in_cache(num_envs, self._hr[0].numel(), source.device)
         self._judges: dict[int, Callable[[Tensor], Tensor]] = {}  # of each group, against its originals
 
     def _lanczos(self, lr_image: Tensor) -> Tensor:
@@ -218,9 +223,10 @@ class RestorationVectorEnv(VectorEnv):
             raise TypeError(f"actions must be a tensor of numbers, got {got}; step takes NumPy arrays")
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions must have shape {self.action_space.shape}, got {tuple(actions.shape)}")
-        if not torch.isfinite(actions).all():
+        actions = actions.detach().to(self.source.device, torch.float32)
+        if not _all_finite(actions):
             raise ValueError("an action is NaN or infinite")
-        rewards, terminated, info = self._act(actions.detach().to(self.source.device, torch.float32))
+        rewards, terminated, info = self._act(actions)
         if self.episodes.mode is AutoresetMode.SAME_STEP and terminated.any():
             info["final_obs"] = self._observed().clone()
             self._start(terminated)
@@ -252,16 +258,16 @@ class RestorationVectorEnv(VectorEnv):
             raise ValueError(f"actions must be a tensor of K times {self.action_space.shape}, got {got}")
         n_samples = len(actions)
         with torch.no_grad():
-            lr_image = to_float(self._lr).repeat(n_samples, 1, 1, 1)
-            sr_image = to_8bit(self.task.restore(actions.flatten(0, 1), lr_image, self.generator).float())
-            hr_image = to_float(self._hr)
+            lr_image = self._lr_image.repeat(n_samples, 1, 1, 1)
+            sr_levels = to_levels(self.task.restore(actions.flatten(0, 1), lr_image, self.generator))
             sign = 1.0 if self.metric.higher_is_better else -1.0
             if per_block:
-                maps = sign * self.metric.blocks(sr_image, hr_image)
+                maps = sign * self.metric.blocks(to_float(sr_levels), to_float(self._hr))
                 self._check_samples(maps.flatten(1).isnan().any(1), n_samples)
                 return maps.unflatten(0, (n_samples, self.num_envs))
             try:
-                values = self.metric(sr_image, hr_image.repeat(n_samples, 1, 1, 1)).double()
+                # As in a step: the same picture must be worth the same to the bit.
+                values = self.metric.against_levels(self._hr.repeat(n_samples, 1, 1, 1))(sr_levels).double()
             except ValueError as error:
                 raise ValueError(f"{error} (patches of {', '.join(dict.fromkeys(self.uris()))})") from error
             self._check_samples(values.isnan(), n_samples)
@@ -283,7 +289,7 @@ class RestorationVectorEnv(VectorEnv):
         self.episodes.require_running()
         before = self._values
         with torch.no_grad():
-            self._judge(self.task.restore(actions, to_float(self._lr), self.generator))
+            self._judge(self.task.restore(actions, self._lr_image, self.generator))
         sign = 1.0 if self.metric.higher_is_better else -1.0
         rewards = self.reward(sign * before, sign * self._values).double()
         bonus = self.task.bonus(actions, self._values)
@@ -304,7 +310,7 @@ class RestorationVectorEnv(VectorEnv):
         scale = self.source.codec.scale
         panels = [
             self._lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3),
-            (self._sr * 255).round().to(torch.uint8),
+            self._sr,
             *([self._hr] if self.render_original else []),
         ]
         pictures = torch.cat(panels, dim=3).permute(0, 2, 3, 1).cpu().numpy()
@@ -342,10 +348,11 @@ class RestorationVectorEnv(VectorEnv):
         if len(state["index"]) != self.num_envs:
             raise ValueError(f"the state is of {len(state['index'])} environments, this one has {self.num_envs}")
         index = np.array(state["index"], dtype=np.int64)
-        lr_image, hr_image = self.source.gather(index)
+        lr_image, _ = self.source.gather(index, self._memory_format)
         with torch.no_grad():
             self.task.load_state_dict(state["task"], to_float(lr_image), self.generator)
-        self._index, self._lr, self._hr = index, lr_image, hr_image
+        self._index = index
+        self._take_patches()
         self._take_originals(np.ones(self.num_envs, dtype=np.bool_))
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
@@ -353,14 +360,19 @@ class RestorationVectorEnv(VectorEnv):
 
     def _start(self, mask: np.ndarray, pictures: Sequence[int | None] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
-        for i, rng in self.episodes.begin(mask):
-            self._index[i] = self.source.draw(rng, 1, None if pictures is None else pictures[i])[0]
-        self._lr, self._hr = self.source.gather(self._index)
+        begun, rngs = zip(*self.episodes.begin(mask), strict=True)
+        self._index[list(begun)] = self.source.draw_each(rngs, None if pictures is None else [pictures[i] for i in begun])
+        self._take_patches()
         self._n_steps[mask] = 0
         marked = torch.from_numpy(mask).to(self.source.device)
         with torch.no_grad():
             self._take_originals(mask)
-            self._judge(self.task.start(marked, to_float(self._lr), self.generator), mask)
+            self._judge(self.task.start(marked, self._lr_image, self.generator), mask)
+
+    def _take_patches(self) -> None:
+        """Gather the patches of the index."""
+        self._lr, self._hr = self.source.gather(self._index, self._memory_format)
+        self._lr_image = to_float(self._lr)
 
     def _judge(self, restored: Tensor, marked: np.ndarray | None = None) -> None:
         """Round and measure SR pictures; only the marked environments take them over, where a mask is given."""
@@ -369,28 +381,25 @@ class RestorationVectorEnv(VectorEnv):
                 f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(self._lr.shape)}, "
                 f"the originals are {tuple(self._hr.shape)}; give a generator of scale {self.source.codec.scale}"
             )
+        sr_levels = to_levels(restored)
         judged = self._values.clone()
         for number, group in enumerate(self._groups):
             # Always the whole group: the last bits that a metric gives a picture may depend on the batch's size, and a
             # reward for any rise would pay for the difference.
-            if marked is not None and not marked[group].any():
-                continue
-            sr_image = to_8bit(restored[group].float().contiguous())
-            values = self._judge_group(number, sr_image)
-            if marked is None or marked[group].all():
-                judged[group], self._sr[group] = values, sr_image
-            else:
-                taken = torch.from_numpy(marked[group]).to(self.source.device)
-                judged[group] = torch.where(taken, values, judged[group])
-                self._sr[group] = torch.where(taken[:, None, None, None], sr_image, self._sr[group])
-        self._values = judged
+            if marked is None or marked[group].any():
+                judged[group] = self._judge_group(number, sr_levels[group])
+        if marked is not None and not marked.all():
+            taken = torch.from_numpy(marked).to(self.source.device)
+            judged = torch.where(taken, judged, self._values)
+            sr_levels = torch.where(taken[:, None, None, None], sr_levels, self._sr)
+        self._values, self._sr = judged, sr_levels
 
-    def _judge_group(self, number: int, sr_image: Tensor) -> Tensor:
+    def _judge_group(self, number: int, sr_levels: Tensor) -> Tensor:
         """The metric of a group's SR pictures, `(n,)` float64, finite."""
-        values = self._judges[number](sr_image).double()
-        if values.shape != (len(sr_image),) or values.isnan().any():
+        values = self._judges[number](sr_levels).double()
+        if values.shape != (len(sr_levels),) or values.isnan().any():
             raise ValueError(
-                f"metric {self.metric.name} returned {values.tolist()} for {len(sr_image)} pictures; expected one "
+                f"metric {self.metric.name} returned {values.tolist()} for {len(sr_levels)} pictures; expected one "
                 "number for each, and none of them NaN"
             )
         return values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
@@ -399,7 +408,7 @@ class RestorationVectorEnv(VectorEnv):
         """Get the metric ready for the marked environments' new originals."""
         for number, group in enumerate(self._groups):
             if mask[group].any():
-                self._judges[number] = self.metric.against(to_float(self._hr[group].contiguous()))
+                self._judges[number] = self.metric.against_levels(self._hr[group])
 
     def _observed(self) -> Tensor:
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""
@@ -412,14 +421,23 @@ class RestorationVectorEnv(VectorEnv):
             raise TypeError(f"actions must be numbers of {self.single_action_space}, got dtype {array.dtype}")
         if array.shape != self.action_space.shape:
             raise ValueError(f"actions must have shape {self.action_space.shape}, got {array.shape}")
-        if not np.isfinite(array).all():
-            bad = np.flatnonzero(~np.isfinite(array.reshape(self.num_envs, -1)).all(axis=1)).tolist()
+        # Writeable, as PyTorch warns of an array that is not.
+        own = torch.from_numpy(np.require(array, dtype=np.float32, requirements=["C", "W"]))
+        if not _all_finite(own):
+            bad = np.flatnonzero(~np.isfinite(own.reshape(self.num_envs, -1)).all(axis=1)).tolist()
             raise ValueError(
                 f"the actions of environments {bad} are NaN or infinite; expected {self.single_action_space}"
             )
-        # Writeable, as PyTorch warns of an array that is not.
-        own = np.require(array, dtype=np.float32, requirements=["C", "W"])
-        return torch.from_numpy(own).to(self.source.device)
+        return own.to(self.source.device)
+
+
+def _all_finite(actions: Tensor) -> bool:
+    """Whether no action is NaN or infinite."""
+    if actions.device.type == "cpu":
+        from rlsr_env.loops import all_finite  # compiled by Numba, which takes its time to be imported
+
+        return all_finite(actions)
+    return bool(torch.isfinite(actions).all())
 
 
 def _fresh(tensor: Tensor) -> np.ndarray:
