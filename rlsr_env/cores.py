@@ -22,8 +22,8 @@ def share_out(work: Callable[[slice], None], n_items: int) -> None:
     """Do work on items in equal shares, one for each available core, at the same time.
 
     The caller does the first share; the other threads are kept for the next call, because starting one may take as long
-    as a small share. Work gains by this where it releases Python's interpreter lock. Within work, this does everything
-    in the one thread.
+    as a small share. Work gains by this where it releases Python's interpreter lock. Work that shares out its own work
+    does all of that in its one thread.
 
     Args:
         work: Takes the items `slice(start, stop)` and keeps its results itself.
@@ -33,16 +33,18 @@ def share_out(work: Callable[[slice], None], n_items: int) -> None:
         Exception: Whatever the work raises.
     """
     n_shares = min(available_cores(), n_items)
-    if n_shares <= 1 or getattr(_here, "is_helper", False):
+    if n_shares <= 1 or getattr(_here, "is_at_work", False):
         work(slice(0, n_items))
         return
     bounds = [n_items * share // n_shares for share in range(n_shares + 1)]
     first, *others = (slice(*pair) for pair in pairwise(bounds))
     helpers = _helpers(n_shares - 1)
     shares = [helpers.submit(work, share) for share in others]
+    _here.is_at_work = True
     try:
         work(first)
     finally:
+        _here.is_at_work = False
         wait(shares)
     for share in shares:
         share.result()
@@ -54,7 +56,7 @@ _here = threading.local()
 @lru_cache(maxsize=4)
 def _helpers(n_threads: int) -> ThreadPoolExecutor:
     """Threads that wait for work until the process ends."""
-    return ThreadPoolExecutor(n_threads, "rlsr", initializer=lambda: setattr(_here, "is_helper", True))
+    return ThreadPoolExecutor(n_threads, "rlsr", initializer=lambda: setattr(_here, "is_at_work", True))
 
 
 if hasattr(os, "register_at_fork"):

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from rlsr_env.filters import gaussian_kernel, slide
 from rlsr_env.metrics import to_levels
-from rlsr_env.tasks import Restorer, Task
+from rlsr_env.resample import Upsampling
+from rlsr_env.tasks import PartRestorer, Restorer, Task
 
 
 def blur(image: Tensor, deviation: float) -> Tensor:
@@ -40,17 +41,25 @@ def split_bands(image: Tensor, scale: int, n_bands: int) -> Tensor:
         n_bands: How many bands.
 
     Returns:
-        `(N, n_bands, 3, H, W)`, finest first; contiguous with the bands before the pictures.
+        `(N, n_bands, 3, H, W)`, finest first.
     """
     from rlsr_env.filter_loops import band_splits  # compiled by Numba, which takes its time to be imported
     from rlsr_env.loops import can_loop
 
-    deviations = [0.35 * 2**k * scale for k in range(n_bands)]
     if can_loop(image):
-        radii = _radii(image, deviations)
-        kernels = [gaussian_kernel(*blur, image) for blur in zip(radii, deviations, strict=True)]
-        return band_splits(image, kernels).transpose(0, 1)
-    return torch.stack([finer - coarser for finer, coarser in _blurs(image, deviations)]).transpose(0, 1)
+        return band_splits(image, _kernels(image, scale, n_bands))
+    return torch.stack([finer - coarser for finer, coarser in _blurs(image, _deviations(scale, n_bands))], dim=1)
+
+
+def _deviations(scale: int, n_bands: int) -> list[float]:
+    """Of the blurs between bands, HR pixels."""
+    return [0.35 * 2**k * scale for k in range(n_bands)]
+
+
+def _kernels(image: Tensor, scale: int, n_bands: int) -> list[Tensor]:
+    """Of the blurs between bands, in the dtype of the picture."""
+    deviations = _deviations(scale, n_bands)
+    return [gaussian_kernel(*blur, image) for blur in zip(_radii(image, deviations), deviations, strict=True)]
 
 
 def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,7 +99,7 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
 
     rows, columns = (_bilinear_matrix(strengths.shape[-1], size).to(strengths) for size in image.shape[-2:])
     if can_loop(image, bands, strengths):
-        return mixed_by_loops(image, bands.transpose(0, 1), strengths, rows, columns)
+        return mixed_by_loops(image, bands, strengths, rows.T.contiguous(), columns.T.contiguous())
     spread = rows @ strengths @ columns.T
     mixed = torch.addcmul(image, spread[:, 0, None], bands[:, 0])
     for k in range(1, bands.shape[1]):
@@ -103,6 +112,12 @@ def _bilinear_matrix(n_cells: int, size: int) -> Tensor:
     """`(size, n_cells)` float64: bilinear interpolation between the cells' centres, constant beyond the outermost."""
     position = ((torch.arange(size, dtype=torch.float64) + 0.5) * n_cells / size - 0.5).clamp(0, n_cells - 1)
     return (1 - (position[:, None] - torch.arange(n_cells)).abs()).clamp(min=0)
+
+
+@lru_cache(maxsize=16)
+def _bilinear_weights(n_cells: int, size: int) -> np.ndarray:
+    """The same in float32, `(n_cells, size)`."""
+    return _bilinear_matrix(n_cells, size).float().T.contiguous().numpy()
 
 
 @lru_cache(maxsize=16)
@@ -159,8 +174,10 @@ class DetailControl(Task):
             )
         return Box(-1.0, 1.0, (self.n_bands * self.grid_size**2,), np.float32)
 
-    def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
+        if isinstance(generator, Upsampling) and lr_image.device.type == "cpu" and marked.all():
+            return self._start_in_parts(lr_image, generator)
         sr_image = _copied(generator(lr_image))
         bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
         if self._bands.shape != bands.shape or marked.all():
@@ -172,11 +189,36 @@ class DetailControl(Task):
         self._bands = torch.where(_over(marked, bands), bands, self._bands)
         return sr_image
 
-    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def _start_in_parts(self, lr_image: Tensor, generator: Upsampling) -> PartRestorer:
+        """Start all episodes, each part of them when its pictures are asked for."""
+        from rlsr_env.filter_loops import joined, split  # compiled by Numba, which takes its time to be imported
+
+        n, channels, height, width = lr_image.shape
+        shape = (n, channels, generator.scale * height, generator.scale * width)
+        self.strengths = torch.zeros(self._shape(n))
+        # New memory: somebody may hold the last episodes' pictures.
+        self._restored, self._bands = torch.empty(shape), torch.empty(n, self.n_bands, *shape[1:])
+        lr_values, restored, bands = lr_image.numpy(), self._restored.numpy(), self._bands.numpy()
+        kernels = joined(_kernels(self._restored, generator.scale, self.n_bands))
+
+        def start_part(part: slice, sr_image: np.ndarray) -> None:
+            generator.write(lr_values[part], sr_image)
+            restored[part] = sr_image
+            split(sr_image, *kernels, bands[part])
+
+        return start_part
+
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """Change the strengths and mix the bands; the generator itself is not asked again."""
         changes = self.max_change * actions.clamp(-1.0, 1.0).reshape(self.strengths.shape)
         self.strengths = (self.strengths + changes).clamp(self.LOWEST, self.HIGHEST)
-        return self.mix(self.strengths)
+        if self._restored.device.type != "cpu":
+            return self.mix(self.strengths)
+        from rlsr_env.filter_loops import mix  # compiled by Numba, which takes its time to be imported
+
+        weights = [_bilinear_weights(self.grid_size, size) for size in self._restored.shape[-2:]]
+        arrays = [tensor.detach().numpy() for tensor in (self._restored, self._bands, self.strengths)]
+        return lambda part, sr_image: mix(*weights, *(array[part] for array in arrays), sr_image)
 
     def mix(self, strengths: Tensor) -> Tensor:
         """The current patches with strengths `(N, n_bands, grid_size, grid_size)`; differentiable."""

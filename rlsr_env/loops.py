@@ -35,8 +35,8 @@ def can_loop(*tensors: Tensor) -> bool:
 
 
 def planes(image: Tensor) -> NDArray:
-    """Pictures `(N, C, H, W)` as `(N * C, H, W)`."""
-    return image.contiguous().flatten(0, 1).detach().numpy()
+    """Pictures `(N, C, H, W)` as `(N * C, 1, H, W)`: what can be shared out."""
+    return image.contiguous().flatten(0, 1).detach().numpy()[:, None]
 
 
 def share(work: Callable[[slice], None], n_items: int, n_values: int) -> None:
@@ -57,20 +57,10 @@ def mean_squares(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     Returns:
         `(N,)`; differences, squares and sums are in float64.
     """
-    return _per_picture(_squared_difference, sr_image, hr_image) / sr_image[0].numel()
-
-
-def mean_squares_of_levels(sr_levels: Tensor, hr_levels: Tensor) -> Tensor:
-    """The mean squared difference of each picture of 8 bits, exactly: its sums are of integers.
-
-    Args:
-        sr_levels: `(N, 3, H, W)` uint8, on the CPU.
-        hr_levels: The originals, of the same shape.
-
-    Returns:
-        `(N,)` float64, of pictures in [0, 1].
-    """
-    return _per_picture(_squared_level_difference, sr_levels, hr_levels) / (255**2 * sr_levels[0].numel())
+    sr, hr = (image.contiguous().view(len(image), -1).detach().numpy() for image in (sr_image, hr_image))
+    sums = np.empty(len(sr), dtype=np.float64)
+    share(lambda part: _squared_difference(sr[part], hr[part], sums[part]), len(sr), sr.size)
+    return torch.from_numpy(sums / sr.shape[1])
 
 
 def rounded_to_8bit(image: Tensor) -> tuple[Tensor, bool]:
@@ -89,8 +79,8 @@ def rounded_to_8bit(image: Tensor) -> tuple[Tensor, bool]:
 
 def rounded_to_levels(image: Tensor) -> tuple[Tensor, bool]:
     """As `rounded_to_8bit`, but the 256 levels themselves, uint8."""
-    levels = torch.empty_like(image, dtype=torch.uint8, memory_format=torch.contiguous_format)
-    return levels, bool(np.isnan(_in_pieces(_round_to_levels, image, levels)).any())
+    levels = torch.empty(image.shape, dtype=torch.uint8)
+    return levels, bool(np.isnan(_in_pieces(round_to_levels, image, levels)).any())
 
 
 def floats_of_levels(levels: Tensor) -> Tensor:
@@ -103,21 +93,13 @@ def floats_of_levels(levels: Tensor) -> Tensor:
 def scaled(values: Tensor, factor: float = 1.0, offset: float = 0.0) -> Tensor:
     """`factor * values + offset`, in memory of its own; any shape, float32, on the CPU."""
     result = torch.empty_like(values, memory_format=torch.contiguous_format)
-    _in_pieces(partial(_scale, np.float32(factor), np.float32(offset)), values, result)
+    _in_pieces(partial(scale, np.float32(factor), np.float32(offset)), values, result)
     return result
 
 
 def all_finite(values: Tensor) -> bool:
     """Whether there is neither NaN nor infinity; any shape, float32, on the CPU."""
     return not np.isnan(_in_pieces(_zero_times, values)).any()
-
-
-def _per_picture(loop: Callable[..., None], sr_image: Tensor, hr_image: Tensor) -> Tensor:
-    """A number for each pair of pictures, `(N,)` float64."""
-    sr, hr = (image.contiguous().view(len(image), -1).detach().numpy() for image in (sr_image, hr_image))
-    sums = np.empty(len(sr), dtype=np.float64)
-    share(lambda part: loop(sr[part], hr[part], sums[part]), len(sr), sr.size)
-    return torch.from_numpy(sums)
 
 
 def _in_pieces(loop: Callable[..., float], *tensors: Tensor) -> NDArray[np.float64]:
@@ -147,7 +129,7 @@ def _squared_difference(sr: Floats, hr: Floats, sums: NDArray[np.float64]) -> No
 
 
 @compiled_in_any_order
-def _squared_level_difference(sr: Levels, hr: Levels, sums: NDArray[np.float64]) -> None:
+def squared_level_difference(sr: Levels, hr: Levels, sums: NDArray[np.float64]) -> None:
     """The sum of squared differences of pictures `(N, L)`, in levels."""
     n_pictures, length = sr.shape
     for picture in range(n_pictures):
@@ -170,7 +152,7 @@ def _round(values: Floats, rounded: Floats) -> np.float32:
 
 
 @compiled_in_any_order
-def _round_to_levels(values: Floats, levels: Levels) -> np.float32:
+def round_to_levels(values: Floats, levels: Levels) -> np.float32:
     """Clip and round values `(L,)` to levels; returns their sum."""
     total = np.float32(0)
     for i in range(len(values)):
@@ -189,7 +171,7 @@ def _divide_by_255(levels: Levels, floats: Floats) -> float:
 
 
 @compiled_exactly
-def _scale(factor: np.float32, offset: np.float32, values: Floats, result: Floats) -> float:
+def scale(factor: np.float32, offset: np.float32, values: Floats, result: Floats) -> float:
     """Values `(L,)` times a factor, plus an offset."""
     for i in range(len(values)):
         result[i] = factor * values[i] + offset

@@ -24,10 +24,11 @@ from rlsr_env.block_maps import squared_error_map, ssim_map
 from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
 from rlsr_env.haarpsi_map import haarpsi_map
 from rlsr_env.jpeg_map import jpeg_bytes_map
+from rlsr_env.level_judges import LevelJudge, PSNRJudge, SSIMJudge
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures, check_size
 from rlsr_env.patches import to_float
-from rlsr_env.structural_similarity import LoopedSimilarity, similarity_to, ssim
+from rlsr_env.structural_similarity import similarity_to, ssim
 
 # In dB; what decoders reach at a tenth of a bit per pixel.
 TANGENT_PSNR = 25.0
@@ -50,9 +51,8 @@ class Metric:
         value_range: The least and the greatest value that it can have.
         prepare: Where much of the work depends on the HR pictures alone: takes them, `(B, 3, H, W)`, and returns
             `function` of the SR pictures; see `against`.
-        prepare_levels: Where pictures of 8 bits can be judged on the CPU as they are, each by itself: takes the HR
-            pictures' levels, `(B, 3, H, W)` uint8, and returns `function` of the SR pictures' levels; see
-            `against_levels`.
+        level_judge: Where pictures of 8 bits can be judged on the CPU as they are, part by part: makes the judge of a
+            batch of a shape `(B, 3, H, W)`.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Metric:
     block_map: Callable[[Tensor, Tensor], Tensor] | None = None
     value_range: tuple[float, float] = (-math.inf, math.inf)
     prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
-    prepare_levels: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
+    level_judge: Callable[[tuple[int, ...]], LevelJudge] | None = None
 
     def __call__(self, sr_image: Tensor, hr_image: Tensor) -> Tensor:
         """Judge SR pictures.
@@ -119,7 +119,7 @@ class Metric:
             hr_levels: The originals, `(B, 3, H, W)` uint8.
 
         Returns:
-            What the metric says of SR pictures in the originals' shape, uint8; of PSNR, more exactly.
+            What the metric says of SR pictures in the originals' shape, uint8: `(B,)`; of PSNR, more exactly.
 
         Raises:
             TypeError: If the originals are not uint8.
@@ -127,14 +127,10 @@ class Metric:
         """
         if hr_levels.dtype != torch.uint8:
             raise TypeError(f"{self.name} needs the levels of 8-bit pictures, uint8, got {hr_levels.dtype}")
-        if self.loops_over_levels(hr_levels.device):
-            check_size(hr_levels, self.name, self.min_size)
-            return self.prepare_levels(hr_levels)
+        check_size(hr_levels, self.name, self.min_size)
+        if self.level_judge is not None and hr_levels.device.type == "cpu":
+            return _LoopedAgainstLevels.originals(self.level_judge(tuple(hr_levels.shape)), hr_levels)
         return _AgainstLevels(self.against(to_float(hr_levels)))
-
-    def loops_over_levels(self, device: torch.device) -> bool:
-        """Whether pictures of 8 bits are judged as they are, each by itself, so that a batch needs no groups."""
-        return self.prepare_levels is not None and device.type == "cpu"
 
     def _check_values(self, values: Tensor, sr_image: Tensor, hr_image: Tensor) -> None:
         """Raise where there is NaN that was not in the pictures."""
@@ -202,6 +198,31 @@ class _AgainstLevels:
         return self.judge(to_float(sr_levels))
 
 
+@dataclass(frozen=True)
+class _LoopedAgainstLevels:
+    """A judge of parts, for a whole batch."""
+
+    judge: LevelJudge
+    hr_levels: np.ndarray
+
+    @classmethod
+    def originals(cls, judge: LevelJudge, hr_levels: Tensor) -> _LoopedAgainstLevels:
+        """Get ready for originals."""
+        from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
+
+        levels = hr_levels.contiguous().numpy()
+        share(lambda part: judge.take(part, levels[part]), len(levels), levels.size)
+        return cls(judge, levels)
+
+    def __call__(self, sr_levels: Tensor) -> Tensor:
+        """Judge SR pictures, `(B,)` float64."""
+        from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
+
+        sr, hr, values = sr_levels.contiguous().numpy(), self.hr_levels, np.empty(len(sr_levels))
+        share(lambda part: self.judge.judge(part, sr[part], hr[part], values[part]), len(sr), sr.size)
+        return torch.from_numpy(values)
+
+
 def mean_squared_error(sr_image: Tensor, hr_image: Tensor) -> Tensor:
     """The mean squared error of each picture, over its pixels and colours, after clipping to [0, 1].
 
@@ -260,23 +281,6 @@ class PSNRAgainst:
     def __call__(self, sr_image: Tensor) -> Tensor:
         """Judge pictures in [0, 1], `(B,)` float64."""
         return _decibels(_mean_squares(sr_image, self.hr_image))
-
-
-@dataclass(frozen=True)
-class PSNRAgainstLevels:
-    """`psnr` of 8-bit pictures on the CPU: exact, where float32 rounds the levels.
-
-    Attributes:
-        hr_levels: The originals, `(B, 3, H, W)` uint8.
-    """
-
-    hr_levels: Tensor
-
-    def __call__(self, sr_levels: Tensor) -> Tensor:
-        """Judge pictures, uint8: `(B,)` float64."""
-        from rlsr_env.loops import mean_squares_of_levels  # compiled by Numba, which takes its time to be imported
-
-        return _decibels(mean_squares_of_levels(sr_levels, self.hr_levels))
 
 
 def psnr_y(sr_image: Tensor, hr_image: Tensor) -> Tensor:
@@ -350,7 +354,7 @@ def to_8bit(image: Tensor) -> Tensor:
         rounded = at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
         suspicious = bool(image.sum().isnan())
     if suspicious:
-        _refuse_nan(image)
+        refuse_nan(image)
     return rounded
 
 
@@ -375,11 +379,11 @@ def to_levels(image: Tensor) -> Tensor:
         levels = at_least_float32.clamp(0, 1).mul_(255).round_().to(torch.uint8)
         suspicious = bool(image.sum().isnan())
     if suspicious:
-        _refuse_nan(image)
+        refuse_nan(image)
     return levels
 
 
-def _refuse_nan(image: Tensor) -> None:
+def refuse_nan(image: Tensor) -> None:
     """Raise if a picture holds NaN: its sum is NaN then, but also where infinities cancel out.
 
     Summing is a tenth of the work of looking for one.
@@ -502,7 +506,7 @@ METRICS: dict[str, Metric] = {
     for judge in (
         Metric(
             "psnr", psnr, unit="dB", source="Savioli 2019, eq. 6", block_map=_psnr_map, value_range=(0, math.inf),
-            prepare=PSNRAgainst, prepare_levels=PSNRAgainstLevels,
+            prepare=PSNRAgainst, level_judge=PSNRJudge,
         ),
         Metric(
             "psnr_y", psnr_y, unit="dB", source="ITU-R BT.601, studio range", block_map=_psnr_y_map,
@@ -515,7 +519,7 @@ METRICS: dict[str, Metric] = {
         # 11 pixels is the window; 161, halved four times and rounded up, is 11 again.
         Metric(
             "ssim", ssim, min_size=11, source="Wang et al. 2004, as in pytorch-msssim", block_map=ssim_map,
-            value_range=(-1, 1), prepare=similarity_to, prepare_levels=LoopedSimilarity.originals,
+            value_range=(-1, 1), prepare=similarity_to, level_judge=SSIMJudge,
         ),
         Metric(
             "ms_ssim", _ms_ssim, min_size=161, source="Wang et al. 2003, as in pytorch-msssim", value_range=(0, 1),

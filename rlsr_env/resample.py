@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -33,6 +34,31 @@ KERNELS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     "lanczos": (_lanczos, 3.0),
     "bicubic": (_bicubic, 2.0),
 }
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """Lanczos upsampling, the decoder of a user who has no network.
+
+    Unlike any other generator it is known to work on each picture by itself, in memory that nobody else has, and in
+    several threads at a time.
+
+    Attributes:
+        scale: The factor.
+    """
+
+    scale: int
+
+    def __call__(self, lr_image: Tensor) -> Tensor:
+        """Upsample pictures `(B, 3, h, w)`."""
+        return upsample(lr_image, self.scale, "lanczos")
+
+    def write(self, lr_image: np.ndarray, sr_image: np.ndarray) -> None:
+        """Upsample pictures `(B, 3, h, w)` float32, contiguous, and write them to `(B, 3, scale * h, scale * w)`."""
+        from rlsr_env.patch_loops import enlarge  # compiled by Numba, which takes its time to be imported
+
+        factors = [_border_factors(size, self.scale, "lanczos") for size in lr_image.shape[-2:]]
+        enlarge(lr_image, _phase_weights(self.scale, "lanczos"), *factors, sr_image)
 
 
 def _weights(size: int, scale: int, kernel: str) -> np.ndarray:

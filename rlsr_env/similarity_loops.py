@@ -16,7 +16,7 @@ WINDOW = 2 * WINDOW_RADIUS + 1
 
 
 def window_statistics(image: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted mean of a picture under each window, and the weighted variance.
+    """The weighted mean of a picture under each window, and the weighted variance, on the picture's own scale.
 
     Args:
         image: `(N, C, H, W)`, float32 in [0, 1] or uint8 levels of 255, on the CPU.
@@ -28,7 +28,7 @@ def window_statistics(image: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     n, channels, height, width = image.shape
     mean, variance = (torch.empty(n, channels, height - WINDOW + 1, width) for _ in range(2))
     pictures, means, variances, window = planes(image), planes(mean), planes(variance), kernel.numpy()
-    share(lambda part: _statistics(pictures[part], window, means[part], variances[part]), len(pictures), image.numel())
+    share(lambda part: statistics(pictures[part], window, means[part], variances[part]), len(pictures), image.numel())
     return mean, variance
 
 
@@ -46,9 +46,9 @@ def similarities(sr_image: Tensor, hr_image: Tensor, mean: Tensor, variance: Ten
         `(N,)` float32, without a gradient.
     """
     pictures = [planes(image) for image in (sr_image, hr_image, mean, variance)]
-    values, window = np.empty(len(pictures[0]), dtype=np.float64), kernel.numpy()
+    values, window = np.empty((len(pictures[0]), 1), dtype=np.float64), kernel.numpy()
     share(
-        lambda part: _similarity(*(of_image[part] for of_image in pictures), window, values[part]),
+        lambda part: similarity(*(of_image[part] for of_image in pictures), window, values[part]),
         len(values), 3 * sr_image.numel(),
     )  # fmt: skip
     return torch.from_numpy(values.reshape(len(sr_image), -1).mean(1)).float()
@@ -72,7 +72,8 @@ def sampled_windows(
     n, channels, height, width = sr_image.shape
     rows, columns = (len(range(first, side - WINDOW + 1, stride)) for side in (height, width))
     results = [sr_image.new_empty(n, channels, rows, columns) for _ in range(3)]
-    sr, hr, window, kept = planes(sr_image), planes(hr_image), kernel.numpy(), [planes(result) for result in results]
+    sr, hr, *kept = (planes(image)[:, 0] for image in (sr_image, hr_image, *results))
+    window = kernel.numpy()
 
     def work(part: slice) -> None:
         _sampled_windows(sr, hr, window, first, stride, part.start, part.stop, *kept)
@@ -84,22 +85,24 @@ def sampled_windows(
 
 @compiled_exactly
 def _to_floats(picture: NDArray, floats: Floats) -> None:
-    """Copy values of a plane `(L,)` that are levels of 255, or in [0, 1] already."""
-    full = np.float32(255) if picture.itemsize == 1 else np.float32(1)
+    """Copy the values of a plane `(L,)`."""
     for i in range(len(picture)):
-        floats[i] = np.float32(picture[i]) / full
+        floats[i] = np.float32(picture[i])
 
 
 @compiled_exactly
-def _statistics(pictures: NDArray, kernel: Floats, means: Floats, variances: Floats) -> None:
-    """Mean and variance under each window of planes `(M, H, W)`."""
-    n_planes, height, width = pictures.shape
+def statistics(pictures: NDArray, kernel: Floats, means: Floats, variances: Floats) -> None:
+    """Mean and variance under each window of pictures `(N, C, H, W)`, both `(N, C, H - 10, W)`."""
+    n_pictures, n_colours, height, width = pictures.shape
+    n_pixels, n_windows = height * width, (height - WINDOW + 1) * width
+    of_pictures, of_means, of_variances = pictures.reshape(-1), means.reshape(-1), variances.reshape(-1)
     values = np.empty(height * width, np.float32)
     sums, squares = np.zeros(ROWS * width + WINDOW, np.float32), np.zeros(ROWS * width + WINDOW, np.float32)
     stride = np.uint64(width)
-    for plane in range(n_planes):
-        _to_floats(pictures[plane].reshape(-1), values)
-        mean, variance = means[plane].reshape(-1), variances[plane].reshape(-1)
+    for plane in range(n_pictures * n_colours):
+        _to_floats(of_pictures[plane * n_pixels : (plane + 1) * n_pixels], values)
+        windows = slice(plane * n_windows, (plane + 1) * n_windows)
+        mean, variance = of_means[windows], of_variances[windows]
         for top in range(0, height - WINDOW + 1, ROWS):
             n_values = np.uint64(min(ROWS, height - WINDOW + 1 - top) * width)
             first = np.uint64(top * width)
@@ -120,15 +123,17 @@ def _statistics(pictures: NDArray, kernel: Floats, means: Floats, variances: Flo
 
 
 @compiled_exactly
-def _similarity(
+def similarity(
     sr: NDArray, hr: NDArray, means: Floats, variances: Floats, kernel: Floats, values: NDArray[np.float64]
 ) -> None:
-    """The mean SSIM of planes `(M, H, W)`.
+    """The mean SSIM of each colour of pictures `(N, C, H, W)`, `(N, C)`.
 
-    In the order of `_statistics`: where both pictures are the same, variances and covariance must be the same to the
+    In the order of `statistics`: where both pictures are the same, variances and covariance must be the same to the
     bit, or on flat pictures their rounding errors show.
     """
-    n_planes, height, width = sr.shape
+    n_pictures, n_colours, height, width = sr.shape
+    n_pixels, n_windows = height * width, (height - WINDOW + 1) * width
+    of_sr, of_hr, of_means, of_variances = sr.reshape(-1), hr.reshape(-1), means.reshape(-1), variances.reshape(-1)
     n_rows, n_columns = height - WINDOW + 1, width - WINDOW + 1
     sr_values, hr_values = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
     # Under each window: the weighted sums of the values, of their squares, and of their products with the original's.
@@ -136,15 +141,18 @@ def _similarity(
         np.zeros(ROWS * width + WINDOW, np.float32), np.zeros(ROWS * width + WINDOW, np.float32),
         np.zeros(ROWS * width + WINDOW, np.float32),
     )  # fmt: skip
-    similarity = np.empty(ROWS * width, np.float32)
+    of_window = np.empty(ROWS * width, np.float32)
     totals = np.empty(n_columns, np.float64)  # of each column: one instruction adds to several
     one_half = np.float32(0.5)
-    c1, c2 = np.float32(C1), np.float32(C2)
+    # SSIM is the same on any scale: levels stay as they are, whole numbers up to 255.
+    full = np.float32(255) if sr.itemsize == 1 else np.float32(1)
+    c1, c2 = np.float32(C1) * (full * full), np.float32(C2) * (full * full)
     stride = np.uint64(width)
-    for plane in range(n_planes):
-        _to_floats(sr[plane].reshape(-1), sr_values)
-        _to_floats(hr[plane].reshape(-1), hr_values)
-        hr_means, hr_variances = means[plane].reshape(-1), variances[plane].reshape(-1)
+    for plane in range(n_pictures * n_colours):
+        _to_floats(of_sr[plane * n_pixels : (plane + 1) * n_pixels], sr_values)
+        _to_floats(of_hr[plane * n_pixels : (plane + 1) * n_pixels], hr_values)
+        windows = slice(plane * n_windows, (plane + 1) * n_windows)
+        hr_means, hr_variances = of_means[windows], of_variances[windows]
         totals[:] = 0
         for top in range(0, n_rows, ROWS):
             n_values = np.uint64(min(ROWS, n_rows - top) * width)
@@ -169,12 +177,12 @@ def _similarity(
                 # Eq. 13 with halves: (2 a + C1) (2 b + C2) = 4 (a + C1 / 2) (b + C2 / 2).
                 quarter = (means_product + one_half * c1) * (product - means_product + one_half * c2)
                 luminance = mean_square + hr_mean_square + c1
-                similarity[i] = quarter / (luminance * (square - mean_square + hr_variances[first + i] + c2))
+                of_window[i] = quarter / (luminance * (square - mean_square + hr_variances[first + i] + c2))
             for row in range(min(ROWS, n_rows - top)):
                 start = np.uint64(row * width)
                 for x in range(np.uint64(n_columns)):
-                    totals[x] += similarity[start + x]
-        values[plane] = 4 * totals.sum() / (n_rows * n_columns)
+                    totals[x] += of_window[start + x]
+        values[plane // n_colours, plane % n_colours] = 4 * totals.sum() / (n_rows * n_columns)
 
 
 @compiled_exactly

@@ -13,8 +13,12 @@ import torch
 from gymnasium.spaces import Box, Space
 from torch import Tensor
 
+from rlsr_env.resample import Upsampling
+
 # From an LR picture (B, 3, h, w) float in [0, 1] to an SR picture (B, 3, scale * h, scale * w).
 Restorer = Callable[[Tensor], Tensor]
+# Writes the SR pictures of a slice of the environments, (n, 3, scale * h, scale * w) float32, on the CPU.
+PartRestorer = Callable[[slice, np.ndarray], None]
 
 
 class Task(ABC):
@@ -41,7 +45,7 @@ class Task(ABC):
             scale: Upsampling factor.
         """
 
-    def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """Begin episodes.
 
         Args:
@@ -51,11 +55,12 @@ class Task(ABC):
 
         Returns:
             SR pictures before any action, `(N, 3, scale * h, scale * w)`; those that are not marked do not count.
+            As for `restore`, a function may be returned instead.
         """
-        return generator(lr_image)
+        return restored_by(generator, lr_image)
 
     @abstractmethod
-    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """The SR pictures that the actions lead to.
 
         Args:
@@ -64,7 +69,9 @@ class Task(ABC):
             generator: The network, or any function from LR to SR pictures.
 
         Returns:
-            `(N, 3, scale * h, scale * w)`; clipped and rounded to 8 bits by the caller.
+            `(N, 3, scale * h, scale * w)`; clipped and rounded to 8 bits by the caller. Or a function that writes the
+            pictures of a slice of the environments, where they need not exist all at once, which is faster: it is
+            called for one part after another, in several threads at a time.
         """
 
     def observe(self, lr_image: Tensor) -> Tensor:
@@ -127,9 +134,9 @@ class PSNRPrediction(Task):
         """One number in [-1, 1]."""
         return Box(-1.0, 1.0, (1,), np.float32)
 
-    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """The generator's picture, whatever the action."""
-        return generator(lr_image)
+        return restored_by(generator, lr_image)
 
     def predicted_psnr(self, actions: Tensor) -> Tensor:
         """Actions `(N, 1)` in dB, `(N,)`; beyond [-1, 1] they count as its ends."""
@@ -158,13 +165,22 @@ class SuperResolution(Task):
         """A picture `(3, scale * h, scale * w)`, -1 black and +1 white: the symmetric range that SB3 recommends."""
         return Box(-1.0, 1.0, (3, scale * lr_patch_size, scale * lr_patch_size), np.float32)
 
-    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor:
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """The action, from [-1, 1] to [0, 1]."""
-        from rlsr_env.loops import can_loop, scaled  # compiled by Numba, which takes its time to be imported
+        from rlsr_env.loops import can_loop, scale  # compiled by Numba, which takes its time to be imported
 
-        if can_loop(actions):
-            return scaled(actions, 0.5, 0.5)
-        return torch.add(actions.new_full((), 0.5), actions, alpha=0.5)
+        if not can_loop(actions):
+            return torch.add(actions.new_full((), 0.5), actions, alpha=0.5)
+        values, half = actions.detach().numpy(), np.float32(0.5)
+        return lambda part, sr_image: scale(half, half, values[part].reshape(-1), sr_image.reshape(-1))
+
+
+def restored_by(generator: Restorer, lr_image: Tensor) -> Tensor | PartRestorer:
+    """The generator's pictures; part by part where it is known to work on each by itself."""
+    if isinstance(generator, Upsampling) and lr_image.device.type == "cpu":
+        lr_values = lr_image.numpy()
+        return lambda part, sr_image: generator.write(lr_values[part], sr_image)
+    return generator(lr_image)
 
 
 def known_tasks() -> dict[str, type[Task]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,17 @@ from gymnasium.vector.utils import batch_space
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from rlsr_env.batches import groups_in_cache, keep_memory
+from rlsr_env.batch_judge import PERFECT, BatchJudge, rounded
+from rlsr_env.batches import keep_memory
 from rlsr_env.codec import LRCodec
 from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
-from rlsr_env.metrics import Metric, metric, to_levels
+from rlsr_env.metrics import Metric, metric
 from rlsr_env.patches import PatchSource, to_float
-from rlsr_env.resample import upsample
+from rlsr_env.resample import Upsampling
 from rlsr_env.rewards import Reward, reward
-from rlsr_env.tasks import Restorer, Task, choose_task
+from rlsr_env.tasks import PartRestorer, Restorer, Task, choose_task
 
-# What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.
-# The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
-PERFECT = 100.0
 CAPTION_HEIGHT = 14
 
 
@@ -112,7 +110,7 @@ class RestorationVectorEnv(VectorEnv):
         self.metric = _choose_metric(metric, source.hr_patch_size)
         self.reward = _choose_reward(reward)
         self.episode_length = episode_length
-        self.generator: Restorer = generator if generator is not None else self._lanczos
+        self.generator: Restorer = generator if generator is not None else Upsampling(source.codec.scale)
 
         size = source.lr_patch_size
         self.num_envs = num_envs
@@ -128,15 +126,7 @@ class RestorationVectorEnv(VectorEnv):
         self._memory_format = torch.contiguous_format if source.device.type == "cpu" else torch.channels_last
         self._take_patches()
         self._sr = torch.zeros_like(self._hr)
-        if self.metric.loops_over_levels(source.device):
-            self._groups = [slice(0, num_envs)]
-        else:
-            self._groups = groups_in_cache(num_envs, self._hr[0].numel(), source.device)
-        self._judges: dict[int, Callable[[Tensor], Tensor]] = {}  # of each group, against its originals
-
-    def _lanczos(self, lr_image: Tensor) -> Tensor:
-        """The decoder of a user who has no network."""
-        return upsample(lr_image, self.source.codec.scale, "lanczos")
+        self._batch_judge = BatchJudge(self.metric, tuple(self._hr.shape), source.device)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -259,7 +249,8 @@ class RestorationVectorEnv(VectorEnv):
         n_samples = len(actions)
         with torch.no_grad():
             lr_image = self._lr_image.repeat(n_samples, 1, 1, 1)
-            sr_levels = to_levels(self.task.restore(actions.flatten(0, 1), lr_image, self.generator))
+            restored = self.task.restore(actions.flatten(0, 1), lr_image, self.generator)
+            sr_levels = rounded(restored, (len(lr_image), *self._hr.shape[1:]))
             sign = 1.0 if self.metric.higher_is_better else -1.0
             if per_block:
                 maps = sign * self.metric.blocks(to_float(sr_levels), to_float(self._hr))
@@ -353,7 +344,7 @@ class RestorationVectorEnv(VectorEnv):
             self.task.load_state_dict(state["task"], to_float(lr_image), self.generator)
         self._index = index
         self._take_patches()
-        self._take_originals(np.ones(self.num_envs, dtype=np.bool_))
+        self._batch_judge.take(self._hr)
         self._n_steps = np.array(state["n_steps"], dtype=np.int64)
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
         self.episodes.load_state_dict(state)
@@ -366,7 +357,6 @@ class RestorationVectorEnv(VectorEnv):
         self._n_steps[mask] = 0
         marked = torch.from_numpy(mask).to(self.source.device)
         with torch.no_grad():
-            self._take_originals(mask)
             self._judge(self.task.start(marked, self._lr_image, self.generator), mask)
 
     def _take_patches(self) -> None:
@@ -374,41 +364,25 @@ class RestorationVectorEnv(VectorEnv):
         self._lr, self._hr = self.source.gather(self._index, self._memory_format)
         self._lr_image = to_float(self._lr)
 
-    def _judge(self, restored: Tensor, marked: np.ndarray | None = None) -> None:
+    def _judge(self, restored: Tensor | PartRestorer, marked: np.ndarray | None = None) -> None:
         """Round and measure SR pictures; only the marked environments take them over, where a mask is given."""
-        if restored.shape != self._hr.shape:
+        if isinstance(restored, Tensor):
+            made = tuple(restored.shape)
+        elif isinstance(self.generator, Upsampling):
+            made = (*self._lr.shape[:2], *(self.generator.scale * size for size in self._lr.shape[2:]))
+        else:
+            made = tuple(self._hr.shape)
+        if made != self._hr.shape:
             raise ValueError(
-                f"the generator made pictures of {tuple(restored.shape)} from LR patches of {tuple(self._lr.shape)}, "
-                f"the originals are {tuple(self._hr.shape)}; give a generator of scale {self.source.codec.scale}"
+                f"the generator makes pictures of {made} from LR patches of {tuple(self._lr.shape)}, the originals are "
+                f"{tuple(self._hr.shape)}; give a generator of scale {self.source.codec.scale}"
             )
-        sr_levels = to_levels(restored)
-        judged = self._values.clone()
-        for number, group in enumerate(self._groups):
-            # Always the whole group: the last bits that a metric gives a picture may depend on the batch's size, and a
-            # reward for any rise would pay for the difference.
-            if marked is None or marked[group].any():
-                judged[group] = self._judge_group(number, sr_levels[group])
+        sr_levels, values = self._batch_judge.judge(restored, self._hr, marked)
         if marked is not None and not marked.all():
             taken = torch.from_numpy(marked).to(self.source.device)
-            judged = torch.where(taken, judged, self._values)
+            values = torch.where(taken, values, self._values)
             sr_levels = torch.where(taken[:, None, None, None], sr_levels, self._sr)
-        self._values, self._sr = judged, sr_levels
-
-    def _judge_group(self, number: int, sr_levels: Tensor) -> Tensor:
-        """The metric of a group's SR pictures, `(n,)` float64, finite."""
-        values = self._judges[number](sr_levels).double()
-        if values.shape != (len(sr_levels),) or values.isnan().any():
-            raise ValueError(
-                f"metric {self.metric.name} returned {values.tolist()} for {len(sr_levels)} pictures; expected one "
-                "number for each, and none of them NaN"
-            )
-        return values.nan_to_num(posinf=PERFECT, neginf=-PERFECT)
-
-    def _take_originals(self, mask: np.ndarray) -> None:
-        """Get the metric ready for the marked environments' new originals."""
-        for number, group in enumerate(self._groups):
-            if mask[group].any():
-                self._judges[number] = self.metric.against_levels(self._hr[group])
+        self._values, self._sr = values, sr_levels
 
     def _observed(self) -> Tensor:
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""

@@ -1,0 +1,147 @@
+"""From restored pictures to their metric: round a batch to 8 bits and compare it with its originals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlsr_env.batches import groups_in_cache
+from rlsr_env.level_judges import LevelJudge
+from rlsr_env.metrics import Metric, refuse_nan, to_levels
+from rlsr_env.tasks import PartRestorer
+
+# What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.
+# The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
+PERFECT = 100.0
+# Pictures that are restored, rounded and judged before the next ones: as many values as stay in the cache of a core, but
+# not fewer pictures than it takes for the loops to outweigh the calls.
+CACHED_VALUES, FEWEST_PICTURES = 160_000, 8
+
+
+class BatchJudge:
+    """The metric of a batch whose originals change now and then.
+
+    The batch is judged in groups, always the same and always whole: the last bits that a metric gives a picture may
+    depend on the batch's size, and a reward for any rise would pay for the difference. Where the metric has compiled
+    loops, the groups are small and go through restoring, rounding and judging one by one, in several threads.
+
+    Attributes:
+        metric: The judge.
+        groups: Slices of the batch.
+    """
+
+    def __init__(self, metric: Metric, shape: tuple[int, ...], device: torch.device) -> None:
+        """Know no originals yet.
+
+        Args:
+            metric: The judge.
+            shape: Of the batch, `(N, 3, H, W)`.
+            device: Where the pictures are.
+        """
+        self.metric = metric
+        self._shape = shape
+        n, n_values = shape[0], int(np.prod(shape[1:]))
+        self._level_judge: LevelJudge | None = None
+        if metric.level_judge is not None and device.type == "cpu":
+            self._level_judge = metric.level_judge(shape)
+            size = max(FEWEST_PICTURES, CACHED_VALUES // n_values)
+            self.groups = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        else:
+            self.groups = groups_in_cache(n, n_values, device)
+        self._judges: dict[int, Callable[[Tensor], Tensor]] = {}  # of each group, against its originals
+
+    def take(self, hr_levels: Tensor) -> None:
+        """Get ready for originals `(N, 3, H, W)` uint8."""
+        for group in self.groups:
+            self._take_group(group, hr_levels)
+
+    def judge(
+        self, restored: Tensor | PartRestorer, hr_levels: Tensor, marked: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Round pictures and measure them.
+
+        Args:
+            restored: The pictures `(N, 3, H, W)` float in [0, 1], or what writes those of a slice of the batch.
+            hr_levels: The originals, `(N, 3, H, W)` uint8.
+            marked: `(N,)` bool: only these are wanted, and their originals are new; all, and no new originals, where
+                not given.
+
+        Returns:
+            Pictures `(N, 3, H, W)` uint8 and values `(N,)` float64, finite; what is not marked does not mean anything.
+
+        Raises:
+            ValueError: For pictures that hold NaN, or a metric that returns NaN or not one number for each picture.
+        """
+        groups = [group for group in self.groups if marked is None or marked[group].any()]
+        sr_levels = to_levels(restored) if isinstance(restored, Tensor) else torch.empty_like(hr_levels)
+        values = torch.zeros(len(hr_levels), dtype=torch.float64, device=hr_levels.device)
+        if hr_levels.device.type == "cpu":
+            self._judge_by_loops(restored, sr_levels, hr_levels, values, groups, marked is not None)
+        if self._level_judge is None:
+            for group in groups:
+                if marked is not None:
+                    self._take_group(group, hr_levels)
+                values[group] = self._judge_group(group, sr_levels[group])
+        return sr_levels, values.nan_to_num_(posinf=PERFECT, neginf=-PERFECT)
+
+    def _judge_by_loops(
+        self, restored: Tensor | PartRestorer, sr_levels: Tensor, hr_levels: Tensor, values: Tensor,
+        groups: list[slice], has_new_originals: bool,
+    ) -> None:  # fmt: skip
+        """Restore and round groups that are not yet, and judge them if there are loops for the metric."""
+        from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
+
+        if isinstance(restored, Tensor) and self._level_judge is None:
+            return
+        sr, hr, results = sr_levels.numpy(), hr_levels.numpy(), values.numpy()
+        judge = self._level_judge
+
+        def work(numbers: slice) -> None:
+            memory = np.empty((self.groups[0].stop, *self._shape[1:]), np.float32)
+            for group in groups[numbers]:
+                if not isinstance(restored, Tensor):
+                    _write_levels(restored, group, memory[: group.stop - group.start], sr[group])
+                if judge is not None:
+                    if has_new_originals:
+                        judge.take(group, hr[group])
+                    judge.judge(group, sr[group], hr[group], results[group])
+
+        share(work, len(groups), sr_levels.numel())
+
+    def _take_group(self, group: slice, hr_levels: Tensor) -> None:
+        """Get ready for the originals of a group."""
+        if self._level_judge is not None:
+            self._level_judge.take(group, hr_levels[group].numpy())
+        else:
+            self._judges[group.start] = self.metric.against_levels(hr_levels[group])
+
+    def _judge_group(self, group: slice, sr_levels: Tensor) -> Tensor:
+        """The metric of a group's pictures, `(n,)` float64."""
+        values = self._judges[group.start](sr_levels).double()
+        if values.shape != (len(sr_levels),) or values.isnan().any():
+            raise ValueError(
+                f"metric {self.metric.name} returned {values.tolist()} for {len(sr_levels)} pictures; expected one "
+                "number for each, and none of them NaN"
+            )
+        return values
+
+
+def rounded(restored: Tensor | PartRestorer, shape: tuple[int, ...]) -> Tensor:
+    """Pictures of `shape`, or what writes them, as levels of 8 bits, uint8."""
+    if isinstance(restored, Tensor):
+        return to_levels(restored)
+    sr_levels = torch.empty(shape, dtype=torch.uint8)
+    _write_levels(restored, slice(0, shape[0]), np.empty(shape, np.float32), sr_levels.numpy())
+    return sr_levels
+
+
+def _write_levels(restored: PartRestorer, group: slice, sr_image: np.ndarray, sr_levels: np.ndarray) -> None:
+    """Restore a group of pictures in the memory of `sr_image`, `(n, 3, H, W)` float32, and round them."""
+    from rlsr_env.loops import round_to_levels  # compiled by Numba, which takes its time to be imported
+
+    restored(group, sr_image)
+    if np.isnan(round_to_levels(sr_image.reshape(-1), sr_levels.reshape(-1))):
+        refuse_nan(torch.from_numpy(sr_image))
