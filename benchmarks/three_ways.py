@@ -35,8 +35,9 @@ from agents.reports import describe_machine, describe_versions, write_results
 from agents.stages import RLSRGANStage
 from agents.vec_env import GymnasiumVecEnv
 from gan.generator import Generator
+from rlsr_env.batch_judge import rounded
 from rlsr_env.detail import DetailControl
-from rlsr_env.metrics import metric, to_8bit
+from rlsr_env.metrics import metric
 from rlsr_env.patches import to_float
 from rlsr_env.vector_env import RestorationVectorEnv
 
@@ -170,8 +171,9 @@ def measure_refined(run: Ablation, generator: Generator, model: PPO) -> dict[str
         for _ in range(N_REFINEMENTS):
             actions = model.policy.get_distribution(task.observe(lr_image)).mode()  # type: ignore[operator]
             picture = task.restore(actions, to_float(lr_image), generator)
+        sr_image = to_float(rounded(picture, tuple(hr_image.shape)).to(run.device))
         for judge in run.judges:
-            values[judge.name][crop.uri] = judge(to_8bit(picture), hr_image).item()
+            values[judge.name][crop.uri] = judge(sr_image, hr_image).item()
     return values
 
 

@@ -16,8 +16,8 @@ from rlsr_env.tasks import PartRestorer
 # What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.
 # The PSNR of an 8-bit patch with a single value off by one stays below it up to 226 x 226 pixels.
 PERFECT = 100.0
-# Pictures that are restored, rounded and judged before the next ones: as many values as stay in the cache of a core, but
-# not fewer pictures than it takes for the loops to outweigh the calls.
+# Pictures that are restored, rounded and judged before the next ones: as many values as stay in the cache of a core,
+# but not fewer pictures than it takes for the loops to outweigh the calls.
 CACHED_VALUES, FEWEST_PICTURES = 160_000, 8
 
 

@@ -62,6 +62,14 @@ def _kernels(image: Tensor, scale: int, n_bands: int) -> list[Tensor]:
     return [gaussian_kernel(*blur, image) for blur in zip(_radii(image, deviations), deviations, strict=True)]
 
 
+@lru_cache(maxsize=16)
+def _joined_kernels(height: int, width: int, scale: int, n_bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same for pictures of a size, as `filter_loops.split` takes them."""
+    from rlsr_env.filter_loops import joined  # compiled by Numba, which takes its time to be imported
+
+    return joined(_kernels(torch.empty(height, width), scale, n_bands))
+
+
 def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
     """The pictures before each blur and after it; all blurs are of the picture itself."""
     height, width = image.shape[-2:]
@@ -191,7 +199,7 @@ class DetailControl(Task):
 
     def _start_in_parts(self, lr_image: Tensor, generator: Upsampling) -> PartRestorer:
         """Start all episodes, each part of them when its pictures are asked for."""
-        from rlsr_env.filter_loops import joined, split  # compiled by Numba, which takes its time to be imported
+        from rlsr_env.filter_loops import split  # compiled by Numba, which takes its time to be imported
 
         n, channels, height, width = lr_image.shape
         shape = (n, channels, generator.scale * height, generator.scale * width)
@@ -199,7 +207,7 @@ class DetailControl(Task):
         # New memory: somebody may hold the last episodes' pictures.
         self._restored, self._bands = torch.empty(shape), torch.empty(n, self.n_bands, *shape[1:])
         lr_values, restored, bands = lr_image.numpy(), self._restored.numpy(), self._bands.numpy()
-        kernels = joined(_kernels(self._restored, generator.scale, self.n_bands))
+        kernels = _joined_kernels(*shape[2:], generator.scale, self.n_bands)
 
         def start_part(part: slice, sr_image: np.ndarray) -> None:
             generator.write(lr_values[part], sr_image)
@@ -251,7 +259,9 @@ class DetailControl(Task):
                 f"task {self.name} needs strengths {expected}, the state holds {sorted(state)} with strengths "
                 f"{tuple(strengths.shape)}; take a state of the same task with the same options"
             )
-        self.start(torch.ones(len(lr_image), dtype=torch.bool, device=lr_image.device), lr_image, generator)
+        restored = self.start(torch.ones(len(lr_image), dtype=torch.bool, device=lr_image.device), lr_image, generator)
+        if not isinstance(restored, Tensor):
+            restored(slice(None), np.empty(self._restored.shape, np.float32))
         if strengths.numel():
             self.strengths = strengths
 

@@ -1,9 +1,10 @@
 """Filters of many pictures, compiled for the CPU in float32; see `loops`.
 
-A filter works in pieces whose number of weights is known when it is compiled, so that the loop over them is unrolled and
-what it adds up stays in a register. Rows are worked on as one long stretch of memory, some at a time, because the rest of a
-stretch that does not fill the processor's registers takes as long as the whole of a short one. What is then computed
-across the end of a row does not mean anything, and nobody reads it.
+A filter works in pieces whose number of weights is known when it is compiled, so that the loop over them is unrolled
+and what it adds up stays in a register. Rows are worked on as one long stretch of memory, some at a time, because the
+rest of a stretch that does not fill the processor's registers takes as long as the whole of a short one. What is then
+computed across the end of a row does not mean anything, and nobody reads it. Indices have no sign where they are added
+up: one below zero would be counted from the end, and a loop that looks for such is not turned into wide instructions.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _copy_backwards(values: Floats, last: int, n_values: int, copied: Floats, to
 @compiled_exactly
 def _slide_piece(values: Floats, length: Length, weights: Floats, step: int, result: Floats, is_first: bool) -> None:
     """What some weights make of a stretch of values, added to the result but for the first; for `length`, see above."""
-    distance = np.uint64(step)  # without a sign: no index can then mean one that is counted from the end
+    distance = np.uint64(step)
     for i in range(np.uint64(len(result))):
         total = np.float32(0)
         for k in range(len(length)):
@@ -235,14 +236,13 @@ def _add_bands(
 
 
 @compiled_exactly
-def mix(
-    rows: Floats, columns: Floats, pictures: Floats, bands: Floats, strengths: Floats, mixtures: Floats
-) -> None:
+def mix(rows: Floats, columns: Floats, pictures: Floats, bands: Floats, strengths: Floats, mixtures: Floats) -> None:
     """Pictures `(N, C, H, W)` plus bands `(N, K, C, H, W)` by strengths `(N, K, g, g)`."""
     n_pictures, n_colours, height, width = pictures.shape
     _, n_bands, n_cells, _ = strengths.shape
     n_pixels = height * width
-    values, results, of_bands, of_columns = pictures.reshape(-1), mixtures.reshape(-1), bands.reshape(-1), columns.reshape(-1)
+    values, results = pictures.reshape(-1), mixtures.reshape(-1)
+    of_bands, of_columns = bands.reshape(-1), columns.reshape(-1)
     spread = np.empty(n_cells * n_bands * width, np.float32)  # strengths of a row of cells, for each column of pixels
     of_row, weights = np.empty(n_bands * width, np.float32), np.empty(n_bands * n_pixels, np.float32)
     for picture in range(n_pictures):

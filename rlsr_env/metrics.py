@@ -25,9 +25,9 @@ from rlsr_env.credit_maps import dtw_map, edge_f1_map, ms_ssim_map
 from rlsr_env.haarpsi_map import haarpsi_map
 from rlsr_env.jpeg_map import jpeg_bytes_map
 from rlsr_env.level_judges import LevelJudge, PSNRJudge, SSIMJudge
+from rlsr_env.patches import to_float
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures, check_size
-from rlsr_env.patches import to_float
 from rlsr_env.structural_similarity import similarity_to, ssim
 
 # In dB; what decoders reach at a tenth of a bit per pixel.

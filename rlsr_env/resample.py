@@ -125,12 +125,13 @@ def upsample(lr_image: Tensor, scale: int, kernel: str = "lanczos") -> Tensor:
     from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
     from rlsr_env.patch_loops import upsampled
 
+    # float32 whatever surrounds it: the base of a residual generator must equal the baseline to the bit (issue 2).
+    lr_image = lr_image.float()
     height, width = lr_image.shape[-2:]
     if can_loop(lr_image):
         factors = [_border_factors(size, int(scale), kernel) for size in (height, width)]
         return upsampled(lr_image, _phase_weights(int(scale), kernel), *factors)
     rows = _upsampling_matrix(height, scale, kernel, lr_image.device)
     columns = _upsampling_matrix(width, scale, kernel, lr_image.device)
-    # float32 whatever surrounds it: the base of a residual generator must equal the baseline to the bit (issue 2).
     with torch.autocast(lr_image.device.type, enabled=False):
-        return rows @ (lr_image.float() @ columns.T)
+        return rows @ (lr_image @ columns.T)

@@ -57,10 +57,10 @@ class StructuralSimilarity:
 
 @dataclass(frozen=True)
 class LoopedSimilarity:
-    """The same on the CPU by compiled loops, of float32 pictures or of the levels of 8-bit ones.
+    """The same on the CPU by compiled loops.
 
     Attributes:
-        hr_image: The originals, `(N, 3, H, W)`, float32 in [0, 1] or uint8.
+        hr_image: The originals, `(N, 3, H, W)` float32 in [0, 1].
         mean: Their weighted mean under each window, from `window_statistics`.
         variance: Their weighted variance.
         kernel: The window, `(11,)` float32.
@@ -73,19 +73,19 @@ class LoopedSimilarity:
 
     @classmethod
     def originals(cls, hr_image: Tensor) -> LoopedSimilarity:
-        """Prepare for originals `(N, 3, H, W)`, float32 in [0, 1] or uint8, on the CPU."""
-        from rlsr_env.similarity_loops import window_statistics  # compiled by Numba, which takes its time to be imported
+        """Prepare for originals `(N, 3, H, W)`, float32 in [0, 1], on the CPU."""
+        from rlsr_env.similarity_loops import window_statistics  # Numba takes its time to be imported
 
         hr_image = hr_image.contiguous()
         kernel = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0))
         return cls(hr_image, *window_statistics(hr_image, kernel), kernel)
 
     def __call__(self, sr_image: Tensor) -> Tensor:
-        """Judge pictures `(N, 3, H, W)` in the originals' dtype: `(N,)`."""
+        """Judge pictures `(N, 3, H, W)` float32: `(N,)`."""
         from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
         from rlsr_env.similarity_loops import similarities
 
-        if sr_image.is_floating_point() and not can_loop(sr_image):  # a gradient is wanted
+        if not can_loop(sr_image):  # a gradient is wanted
             return StructuralSimilarity.originals(self.hr_image)(sr_image)
         return similarities(sr_image, self.hr_image, self.mean, self.variance, self.kernel)
 

@@ -349,10 +349,11 @@ class RestorationVectorEnv(VectorEnv):
         self._values = torch.tensor(state["values"], dtype=torch.float64, device=self.source.device)
         self.episodes.load_state_dict(state)
 
-    def _start(self, mask: np.ndarray, pictures: Sequence[int | None] | None = None) -> None:
+    def _start(self, mask: np.ndarray, pictures: Sequence[int] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
         begun, rngs = zip(*self.episodes.begin(mask), strict=True)
-        self._index[list(begun)] = self.source.draw_each(rngs, None if pictures is None else [pictures[i] for i in begun])
+        chosen = None if pictures is None else [pictures[i] for i in begun]
+        self._index[list(begun)] = self.source.draw_each(rngs, chosen)
         self._take_patches()
         self._n_steps[mask] = 0
         marked = torch.from_numpy(mask).to(self.source.device)
@@ -398,7 +399,7 @@ class RestorationVectorEnv(VectorEnv):
         # Writeable, as PyTorch warns of an array that is not.
         own = torch.from_numpy(np.require(array, dtype=np.float32, requirements=["C", "W"]))
         if not _all_finite(own):
-            bad = np.flatnonzero(~np.isfinite(own.reshape(self.num_envs, -1)).all(axis=1)).tolist()
+            bad = np.flatnonzero(~np.isfinite(own.numpy().reshape(self.num_envs, -1)).all(axis=1)).tolist()
             raise ValueError(
                 f"the actions of environments {bad} are NaN or infinite; expected {self.single_action_space}"
             )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+import rlsr_env.batch_judge
 import rlsr_env.batches
 from rlsr_env import ENVIRONMENTS
 from rlsr_env.batches import groups_in_cache, keep_memory
@@ -44,15 +45,17 @@ def vector_env(env_id: str, **options: Any) -> RestorationVectorEnv:
 
 
 @EVERY_ID
-@pytest.mark.parametrize("metric", ["psnr", "ssim"])
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "psnr_y"])
 def test_groups_change_nothing(env_id: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     envs = []
-    for cached in (10**6, 2 * 3 * 24 * 24):
-        monkeypatch.setattr(rlsr_env.batches, "CACHED_VALUES", cached)
+    for cached, fewest in ((10**6, 8), (2 * 3 * 24 * 24, 2)):
+        for module in (rlsr_env.batches, rlsr_env.batch_judge):
+            monkeypatch.setattr(module, "CACHED_VALUES", cached)
+        monkeypatch.setattr(rlsr_env.batch_judge, "FEWEST_PICTURES", fewest)
         options = {"metric": metric, "episode_length": 4, "autoreset_mode": AutoresetMode.DISABLED}
         envs.append(vector_env(env_id, **options))
     whole, grouped = envs
-    assert [len(env._groups) for env in envs] == [1, 3]
+    assert [len(env._batch_judge.groups) for env in envs] == [1, 3]
     rng = np.random.default_rng(0)
     mask = None
     for _ in range(3):  # all at once, then two groups in part, then one

@@ -97,7 +97,8 @@ FLAT_SOURCE = one_patch(np.full((16, 16, 3), 100, dtype=np.uint8))
 def decibels(sr_image: Tensor, hr_image: Tensor) -> float:
     """PSNR of a picture in 8 bits, on levels 0 to 255 in NumPy."""
     sr_levels = (sr_image.numpy().astype(np.float64) * 255).round().clip(0, 255)
-    return float(10 * np.log10(255**2 / np.mean((sr_levels - hr_image.numpy().astype(np.float64) * 255) ** 2)))
+    hr_levels = (hr_image.numpy().astype(np.float64) * 255).round()
+    return float(10 * np.log10(255**2 / np.mean((sr_levels - hr_levels) ** 2)))
 
 
 class Dimmed:

@@ -296,3 +296,26 @@ def test_refuses_a_quality_that_the_codec_has_not() -> None:
 def test_refuses_a_picture_smaller_than_a_patch_and_names_it(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"picture:1 is {size[1]}x{size[0]}, smaller than a patch of 32 pixels"):
         PatchSource(decoded(noise(40, 40), noise(*size)), LRCodec(2), 16)
+
+
+# Loops on the CPU
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+@pytest.mark.parametrize("scale", [2, 3])
+def test_planar_patches_are_the_same_pixels(flip: int, scale: int) -> None:
+    source = PatchSource(decoded(noise(50, 61), noise(64, 40, seed=1)), LRCodec(scale, quality=50), 9)
+    index = source.draw(np.random.default_rng(0), 20)
+    index[:, FLIP] = flip
+    for planar, patches in zip(source.gather(index, torch.contiguous_format), source.gather(index), strict=True):
+        assert planar.is_contiguous() and planar.dtype == torch.uint8
+        assert torch.equal(planar, patches)
+
+
+def test_one_draw_for_each_of_several_seeds_is_their_own_draw() -> None:
+    source = PatchSource(decoded(noise(50, 61), noise(64, 40, seed=1)), LRCodec(2), 9, qualities=(20, 50))
+    expected = [source.draw(np.random.default_rng(seed), 1)[0] for seed in range(30)]
+    assert np.array_equal(source.draw_each([np.random.default_rng(seed) for seed in range(30)]), expected)
+    pictures = [seed % 2 for seed in range(30)]
+    expected = [source.draw(np.random.default_rng(seed), 1, seed % 2)[0] for seed in range(30)]
+    assert np.array_equal(source.draw_each([np.random.default_rng(seed) for seed in range(30)], pictures), expected)

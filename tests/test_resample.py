@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rlsr_env.resample import KERNELS, upsample
+from rlsr_env.resample import KERNELS, Upsampling, upsample
 
 SCALES = [2, 3, 4, 8]
 PILLOW = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
@@ -156,3 +156,20 @@ def test_refuses_what_is_no_batch_of_pictures(shape: tuple[int, ...]) -> None:
 def test_refuses_8_bit_pictures() -> None:
     with pytest.raises(TypeError, match=r"expected a floating tensor, got torch.uint8; divide uint8 pictures by 255"):
         upsample(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 3), (12, 9)])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_the_loops_agree_with_the_matrices(size: tuple[int, int], scale: int) -> None:
+    lr_image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    for kernel in KERNELS:
+        by_matrices = upsample(lr_image.clone().requires_grad_(), scale, kernel)
+        assert by_matrices.requires_grad
+        assert (upsample(lr_image, scale, kernel) - by_matrices).abs().max() < 1e-6
+
+
+def test_upsampling_writes_what_it_returns() -> None:
+    lr_image = torch.rand(2, 3, 6, 7)
+    sr_image = np.empty((2, 3, 18, 21), np.float32)
+    Upsampling(3).write(lr_image.numpy(), sr_image)
+    assert torch.equal(torch.from_numpy(sr_image), Upsampling(3)(lr_image))

@@ -5,7 +5,7 @@ from pytorch_msssim import ssim as independent_ssim
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from rlsr_env.structural_similarity import StructuralSimilarity, ssim
+from rlsr_env.structural_similarity import similarity_to, ssim
 
 
 def pictures(n: int, height: int, width: int, noise: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -56,10 +56,12 @@ def test_memory_order_does_not_matter() -> None:
 
 def test_prepared_originals_can_be_used_again() -> None:
     sr_image, hr_image = pictures(2, 30, 20)
-    judge = StructuralSimilarity.originals(hr_image)
+    judge = similarity_to(hr_image)
     first = judge(sr_image)
     assert torch.equal(judge(1 - sr_image), ssim(1 - sr_image, hr_image))
     assert torch.equal(judge(sr_image), first)
+    leaf = sr_image.clone().requires_grad_()
+    assert judge(leaf).requires_grad and judge(leaf).tolist() == pytest.approx(first.tolist(), abs=1e-6)
 
 
 def test_identical_flat_and_textured_pictures_are_perfect() -> None:

@@ -114,7 +114,16 @@ def test_the_action_is_the_picture_from_black_to_white() -> None:
     assert space.shape == (3, 15, 15)
     assert space.low.min() == space.low.max() == -1 and space.high.min() == space.high.max() == 1
     actions = torch.tensor([-1.0, -0.5, 0.0, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 15, 15)
-    restored = task.restore(actions, torch.zeros(4, 3, 5, 5), lambda lr_image: pytest.fail("nobody asks the generator"))
+    lr_image = torch.zeros(4, 3, 5, 5)
+    write = task.restore(actions, lr_image, lambda lr_image: pytest.fail("nobody asks the generator"))
+    assert callable(write)
+    memory = np.empty((2, 3, 15, 15), np.float32)
+    for part in (slice(0, 2), slice(2, 4)):
+        write(part, memory)
+        assert memory[:, 0, 0, 0].tolist() == [[0.0, 0.25], [0.5, 1.0]][part.start // 2]
+    actions.requires_grad_()
+    restored = task.restore(actions, lr_image, lambda lr_image: pytest.fail("nobody asks the generator"))
+    assert isinstance(restored, torch.Tensor) and restored.requires_grad
     assert restored[:, 0, 0, 0].tolist() == [0.0, 0.25, 0.5, 1.0]
 
 
