@@ -56,7 +56,7 @@ class LRCodec:
         downsampling: One of `DOWNSAMPLING_FILTERS`; the filter is widened by the scale, so there is no aliasing.
 
     Raises:
-        TypeError: `scale` or `quality` is no integer.
+        TypeError: `scale` or `quality` is no integer, or `base` no text.
         ValueError: A setting is unknown or out of range, or this build of Pillow lacks the base codec.
     """
 
@@ -71,6 +71,8 @@ class LRCodec:
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
         if self.scale < 1:
             raise ValueError(f"scale is at least 1; got {self.scale}")
+        if not isinstance(self.base, str):
+            raise TypeError(f"the base codec is a name, got {self.base!r}; known: {', '.join(BASE_CODECS)}")
         if self.base not in BASE_CODECS:
             raise ValueError(f"unknown base codec {self.base!r}; known: {', '.join(BASE_CODECS)}")
         if self.downsampling not in DOWNSAMPLING_FILTERS:

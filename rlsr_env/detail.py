@@ -16,7 +16,7 @@ from torch.nn import functional
 from rlsr_env.filters import gaussian_kernel, slide
 from rlsr_env.metrics import to_levels
 from rlsr_env.resample import Upsampling
-from rlsr_env.tasks import PartRestorer, Restorer, Task
+from rlsr_env.tasks import PartRestorer, Restorer, Task, is_number, pictures_of
 
 
 def blur(image: Tensor, deviation: float) -> Tensor:
@@ -166,8 +166,9 @@ class DetailControl(Task):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
-        if not 0.0 < self.max_change < float("inf"):
-            raise ValueError(f"max_change must be finite and above 0, got {self.max_change!r}")
+        # More than the whole range in one step means nothing more.
+        if not is_number(self.max_change) or not 0.0 < self.max_change <= 1e6:
+            raise ValueError(f"max_change must be finite and above 0, at most 1e6, got {self.max_change!r}")
 
     @property
     def n_channels(self) -> int:  # type: ignore[override]
@@ -186,7 +187,7 @@ class DetailControl(Task):
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
         if isinstance(generator, Upsampling) and lr_image.device.type == "cpu" and marked.all():
             return self._start_in_parts(lr_image, generator)
-        sr_image = _copied(generator(lr_image))
+        sr_image = _copied(pictures_of(generator, lr_image))
         bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
         if self._bands.shape != bands.shape or marked.all():
             self.strengths = torch.zeros(self._shape(len(lr_image)), device=lr_image.device)

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from rlsr_env.episodes import checked_options, checked_seed
 from rlsr_env.vector_env import RestorationVectorEnv
 from rlsr_env.window import Window, window_available
 
@@ -136,11 +137,14 @@ class RestorationEnv(gymnasium.Env):
             The LR patch `(3, h, w)` uint8, and `info` with the metric of the generator's picture of it.
 
         Raises:
-            ValueError: For a picture that the image set lacks, or another option.
+            TypeError: For a seed that is no integer, or options that are no dictionary.
+            ValueError: For a negative seed, a picture that the image set lacks, or another option.
         """
-        super().reset(seed=seed)
-        if options and "reset_mask" in options:
+        seed = None if seed is None else checked_seed(seed)
+        options = checked_options(options)
+        if "reset_mask" in options:
             raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
+        super().reset(seed=seed)
         self._batch.episodes.rngs[0] = self.np_random
         observations, infos = self._batch.reset(options=options)
         self._show()

@@ -68,15 +68,14 @@ class Episodes:
             The marked environments, `(N,)` bool.
 
         Raises:
-            TypeError: For a reset mask that is no array of bool.
-            ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, or an unknown option.
+            TypeError: For a seed that is no integer, or a reset mask that is no array of bool.
+            ValueError: For a negative seed, a seed sequence or mask of the wrong length, a mask that marks none, or an
+                unknown option.
         """
         known = ["reset_mask", *known_options]
         if unknown := set(options) - set(known):
             raise ValueError(f"unknown reset options {sorted(unknown)}; known: {', '.join(known)}")
-        seeds = [int(seed) + i for i in range(len(self))] if isinstance(seed, int | np.integer) else seed
-        if seeds is not None and len(seeds) != len(self):
-            raise ValueError(f"expected one seed for each of {len(self)} environments, got {len(seeds)}")
+        seeds = self._checked_seeds(seed)
         mask = self._checked_mask(options.get("reset_mask"))
         for i in np.flatnonzero(mask).tolist():
             own_seed = None if seeds is None else seeds[i]
@@ -132,6 +131,19 @@ class Episodes:
             if rng is not None:
                 rng.bit_generator.state = rng_state
 
+    def _checked_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None] | None:
+        """A seed for each environment, all of them usable."""
+        if seed is None:
+            return None
+        if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+            first = checked_seed(seed)
+            return [first + i for i in range(len(self))]
+        if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
+            raise TypeError(f"a seed is an integer, or a sequence with one for each environment, got {seed!r}")
+        if len(seed) != len(self):
+            raise ValueError(f"expected one seed for each of {len(self)} environments, got {len(seed)}")
+        return [None if own is None else checked_seed(own) for own in seed]
+
     def _checked_mask(self, mask: Any) -> np.ndarray:
         """The environments to reset; all where no mask is given."""
         if mask is None:
@@ -144,6 +156,52 @@ class Episodes:
         if not mask.any():
             raise ValueError("reset_mask marks no environment; leave the call out instead")
         return mask
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed as Python's integer.
+
+    Raises:
+        TypeError: For anything but an integer, NumPy's included.
+        ValueError: For a negative one.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"a seed is an integer, got {seed!r}")
+    if seed < 0:
+        raise ValueError(f"a seed is 0 or more, got {seed}")
+    return int(seed)
+
+
+def checked_options(options: Any) -> dict[str, Any]:
+    """The options of `reset`; none where they are None.
+
+    Raises:
+        TypeError: For anything but a dictionary.
+    """
+    if options is not None and not isinstance(options, dict):
+        raise TypeError(f'options of reset are a dictionary such as {{"uri": ...}}, got {options!r}')
+    return options or {}
+
+
+def check_state(state: dict[str, Any], parts: Sequence[str], num_envs: int) -> None:
+    """Refuse a state that lacks something, or is of another number of environments.
+
+    Args:
+        state: What `load_state_dict` was given.
+        parts: Its entries that hold something for each environment.
+        num_envs: How many environments there are.
+
+    Raises:
+        ValueError: Where something is missing or of another length.
+    """
+    if missing := [name for name in parts if name not in state]:
+        raise ValueError(f"the state lacks {', '.join(missing)}; take one that state_dict has returned")
+    for name in parts:
+        if len(state[name]) != num_envs:
+            raise ValueError(
+                f"{name} in the state is of {len(state[name])} environments, this one has {num_envs}; take one of as "
+                "many"
+            )
 
 
 def masked(values: dict[str, np.ndarray], mask: np.ndarray) -> dict[str, Any]:

@@ -341,10 +341,7 @@ def to_8bit(image: Tensor) -> Tensor:
         TypeError: If the picture is not a floating-point tensor.
         ValueError: If it holds NaN, which would be saved as black.
     """
-    if not image.is_floating_point():
-        raise TypeError(
-            f"to_8bit needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255."
-        )
+    _require_floats(image, "to_8bit")
     from rlsr_env.loops import can_loop, rounded_to_8bit  # compiled by Numba, which takes its time to be imported
 
     if can_loop(image):
@@ -368,8 +365,10 @@ def to_levels(image: Tensor) -> Tensor:
         0 to 255, of the same shape, uint8.
 
     Raises:
+        TypeError: If the picture is not a floating-point tensor.
         ValueError: If it holds NaN, which would be saved as black.
     """
+    _require_floats(image, "to_levels")
     from rlsr_env.loops import can_loop, rounded_to_levels  # compiled by Numba, which takes its time to be imported
 
     if can_loop(image):
@@ -381,6 +380,12 @@ def to_levels(image: Tensor) -> Tensor:
     if suspicious:
         refuse_nan(image)
     return levels
+
+
+def _require_floats(image: Tensor, name: str) -> None:
+    """Raise unless pictures are floating-point."""
+    if not image.is_floating_point():
+        raise TypeError(f"{name} needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255.")
 
 
 def refuse_nan(image: Tensor) -> None:
@@ -408,13 +413,16 @@ def metric(name: str | Metric) -> Metric:
         The metric.
 
     Raises:
+        TypeError: If it is neither a name nor a metric.
         ValueError: If no metric has that name, or the sum is malformed.
     """
     if isinstance(name, Metric):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"a metric is a name or a Metric, got {type(name).__name__}")
     if name in METRICS:
         return METRICS[name]
-    if isinstance(name, str) and ("*" in name or "+" in name):
+    if "*" in name or "+" in name:
         from rlsr_env.metric_sums import weighted_sum  # which knows Metric from here
 
         return weighted_sum(name, METRICS)
@@ -452,11 +460,17 @@ def register_metric(
         The metric. It raises ValueError where the function raises, or returns NaN or no number.
 
     Raises:
-        ValueError: If the name is taken or empty.
-        TypeError: If the function cannot be called.
+        ValueError: If the name is taken, empty or looks like a sum, or `min_size` is no integer above 0.
+        TypeError: If the name is no text, or the function cannot be called.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a metric's name is a text, got {name!r}")
     if not name or name in METRICS:
         raise ValueError(f"a metric needs a name of its own, got {name!r}; taken: {', '.join(sorted(METRICS))}")
+    if "*" in name or "+" in name:
+        raise ValueError(f"a metric's name has no * and no +, which make sums of metrics; got {name!r}")
+    if isinstance(min_size, bool) or not isinstance(min_size, int) or min_size < 1:
+        raise ValueError(f"min_size is an integer of 1 or more, got {min_size!r}")
     if not callable(function):
         raise TypeError(f"a metric is a function of two pictures, got {type(function).__name__}")
     METRICS[name] = Metric(

@@ -17,6 +17,11 @@ from rlsr_env.vector_env import RestorationVectorEnv
 
 def _task_of(env: RestorationVectorEnv) -> DetailControl:
     """The environment's task, if it has strengths."""
+    if not isinstance(env, RestorationVectorEnv):
+        raise TypeError(
+            f"the oracle takes the vector environment itself, got {type(env).__name__}; give env.unwrapped of "
+            "gymnasium.make_vec, or env.unwrapped.vector_env of gymnasium.make"
+        )
     if not isinstance(env.task, DetailControl):
         raise TypeError(f"the oracle knows the task detail_control, the environment has {env.task.name}")
     return env.task
@@ -40,9 +45,18 @@ def value_of(env: RestorationVectorEnv, strengths: Tensor) -> Tensor:
         The metric of the pictures rounded to 8 bits, larger is better, `(N,)` float64.
 
     Raises:
-        TypeError: For an environment with another task.
+        TypeError: For an environment with another task, a wrapped one, or strengths that are no tensor.
+        ValueError: For strengths of another shape.
     """
     task = _task_of(env)
+    shape = (task.n_bands, task.grid_size, task.grid_size)
+    if not isinstance(strengths, Tensor):
+        raise TypeError(f"strengths are a tensor, got {type(strengths).__name__}")
+    if strengths.dim() != 4 or len(strengths) not in (1, env.num_envs) or strengths.shape[1:] != shape:
+        raise ValueError(
+            f"strengths must be ({env.num_envs}, {', '.join(map(str, shape))}), or 1 for all environments, got "
+            f"{tuple(strengths.shape)}"
+        )
     return oriented_metric(env, to_8bit(task.mix(strengths.expand(env.num_envs, -1, -1, -1))))
 
 
@@ -60,8 +74,12 @@ def gain_of(env: RestorationVectorEnv, strengths: Tensor) -> Tensor:
         The rise of the metric, larger is better, `(N,)` float64.
 
     Raises:
-        TypeError: For an environment with another task.
+        TypeError: For an environment with another task, a wrapped one, or strengths that are no tensor.
+        ValueError: For strengths of another shape.
     """
+    _task_of(env)
+    if not isinstance(strengths, Tensor):
+        raise TypeError(f"strengths are a tensor, got {type(strengths).__name__}")
     return value_of(env, strengths) - value_of(env, torch.zeros_like(strengths[:1]))
 
 

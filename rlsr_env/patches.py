@@ -41,8 +41,10 @@ def _patch_means(energy: np.ndarray, size: int, tops: np.ndarray, lefts: np.ndar
 def _usable(device: torch.device | str) -> torch.device:
     """A device that can hold the pictures."""
     try:
-        return torch.empty(1, device=device).device
-    except (RuntimeError, AssertionError) as error:
+        probe = torch.zeros(1, device=device)
+        probe.cpu()  # a device that keeps no numbers, as meta, cannot
+        return probe.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); give cpu or cuda") from error
 
@@ -231,6 +233,28 @@ class PatchSource:
         index[:, LEFT] = np.minimum(self._left[candidate] + jitter[:, 1], self._last_left[pictures])
         index[:, FLIP] = (chance[:, 4] * 8).astype(np.int64)
         return index
+
+    def check(self, index: np.ndarray) -> None:
+        """Refuse a patch index that is not of these pictures.
+
+        Args:
+            index: Should be `(n, 5)` int64 with every patch inside its picture.
+
+        Raises:
+            ValueError: For another shape or dtype, or an entry out of range.
+        """
+        if index.ndim != 2 or index.shape[1] != 5 or index.dtype != np.int64:
+            raise ValueError(f"a patch index is (n, 5) int64, got {index.shape} {index.dtype}")
+        within = (index >= 0).all(axis=1) & (index[:, IMAGE] < len(self)) & (index[:, QUALITY] < len(self.qualities))
+        picture = np.where(within, index[:, IMAGE], 0)
+        within &= (index[:, TOP] <= self._last_top[picture]) & (index[:, LEFT] <= self._last_left[picture])
+        within &= index[:, FLIP] < 8
+        if not within.all():
+            bad = index[~within][0].tolist()
+            raise ValueError(
+                f"picture, quality, top, left, flip {bad} is no patch of {self.lr_patch_size} pixels of these "
+                f"{len(self)} pictures; was it taken from other pictures or another patch size?"
+            )
 
     def gather(
         self, index: np.ndarray, memory_format: torch.memory_format = torch.channels_last

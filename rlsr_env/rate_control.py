@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from PIL import Image
 
-from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
+from rlsr_env.episodes import Episodes, check_state, checked_options, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric
 from rlsr_env.rate_source import Decoder, FileBytes, RateSource, stream_bytes
@@ -116,6 +116,12 @@ class RateControlVectorEnv(VectorEnv):
             raise ValueError(f"unknown render_mode {render_mode!r}; known: None, {self.metadata['render_modes']}")
         self.render_mode = render_mode
         self.rate_weight_range = _checked_range(rate_weight)
+        if source is not None and not isinstance(source, RateSource):
+            raise TypeError(f"source must be a RateSource, got {source!r}; images takes names")
+        if table is not None and not isinstance(table, RateTable):
+            raise TypeError(f"table must be a RateTable, got {type(table).__name__}")
+        if decoder is not None and not isinstance(decoder, Mapping):
+            raise TypeError(f"decoder maps scales to functions from LR to SR pictures, got {decoder!r}")
         if source is None:
             source = RateSource(
                 decode_images(image_set(images)),
@@ -171,7 +177,7 @@ class RateControlVectorEnv(VectorEnv):
             ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, a picture that the
                 image set lacks, a weight that is negative or not finite, or another option.
         """
-        options = options or {}
+        options = checked_options(options)
         pictures = picture_numbers(options.get("uri"), self.source.uris, self.num_envs)
         weights = self._checked_weights(options.get("rate_weight"))
         # Last: where something is wrong, no seed is used up.
@@ -267,13 +273,13 @@ class RateControlVectorEnv(VectorEnv):
         """Go on from `state_dict` of an environment with the same settings.
 
         Raises:
-            ValueError: Where the number of environments differs, or there is no such picture.
+            ValueError: Where the number of environments differs, something is missing, or there is no such picture.
         """
+        check_state(state, ("pictures", "rate_weights", "finished", "rngs"), self.num_envs)
         pictures = np.array(state["pictures"], dtype=np.int64)
-        if len(pictures) != self.num_envs:
-            raise ValueError(f"the state is of {len(pictures)} environments, this one has {self.num_envs}")
-        if pictures.max() >= len(self.source.uris):
-            raise ValueError(f"the state has picture {pictures.max()}, the image set has {len(self.source.uris)}")
+        for picture in (pictures.min(), pictures.max()):
+            if not 0 <= picture < len(self.source.uris):
+                raise ValueError(f"the state has picture {picture}, the image set has {len(self.source.uris)}")
         self._pictures = pictures
         self.rate_weights = np.array(state["rate_weights"], dtype=np.float64)
         self.episodes.load_state_dict(state)

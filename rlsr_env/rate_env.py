@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from rlsr_env.episodes import checked_options, checked_seed
 from rlsr_env.rate_control import RateControlVectorEnv
 
 
@@ -105,9 +106,11 @@ class RateControlEnv(gymnasium.Env):
             ValueError: For a picture that the image set lacks, a weight that is negative or not finite, or another
                 option.
         """
-        super().reset(seed=seed)
-        if options and "reset_mask" in options:
+        seed = None if seed is None else checked_seed(seed)
+        options = checked_options(options)
+        if "reset_mask" in options:
             raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
+        super().reset(seed=seed)
         self._batch.episodes.rngs[0] = self.np_random
         observations, infos = self._batch.reset(options=options)
         return observations[0], _single(infos)

@@ -53,15 +53,17 @@ def checked_settings(settings: Sequence[Sequence[int]], base: str = "jpeg") -> t
         The same as `Setting`s.
 
     Raises:
-        TypeError: For a scale or quality that is no integer.
+        TypeError: For a scale or quality that is no integer, or settings that are no sequence.
         ValueError: For no settings, two that are the same, something other than a pair, or a scale, quality or base
             codec that there is not.
     """
+    if not isinstance(settings, Sequence | np.ndarray) or isinstance(settings, str):
+        raise TypeError(f"settings are pairs of scale and quality, got {settings!r}")
     if not len(settings):
         raise ValueError("there are no settings to choose from; give pairs of scale and quality")
     checked = []
     for setting in settings:
-        if len(setting) != 2:
+        if not isinstance(setting, Sequence | np.ndarray) or len(setting) != 2:
             raise ValueError(f"a setting is a pair of scale and quality, got {setting!r}")
         codec = LRCodec(setting[0], base, setting[1])
         checked.append(Setting(codec.scale, codec.quality))

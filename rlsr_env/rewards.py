@@ -112,10 +112,13 @@ def reward(name: str | Reward) -> Reward:
         The reward.
 
     Raises:
+        TypeError: If it is neither a name nor a callable.
         ValueError: If no reward has that name.
     """
     if callable(name):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"a reward is a name or a callable, got {type(name).__name__}")
     if name not in REWARDS:
         raise ValueError(f"Unknown reward {name!r}; use one of {', '.join(sorted(REWARDS))}, or pass a callable.")
     return REWARDS[name]

@@ -127,7 +127,7 @@ class PSNRPrediction(Task):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if not 0.0 <= self.accuracy_weight < float("inf"):
+        if not is_number(self.accuracy_weight) or not 0.0 <= self.accuracy_weight < float("inf"):
             raise ValueError(f"accuracy_weight must be finite and not negative, got {self.accuracy_weight!r}")
 
     def action_space(self, lr_patch_size: int, scale: int) -> Box:
@@ -175,12 +175,40 @@ class SuperResolution(Task):
         return lambda part, sr_image: scale(half, half, values[part].reshape(-1), sr_image.reshape(-1))
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is a real number, NumPy's included."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def restored_by(generator: Restorer, lr_image: Tensor) -> Tensor | PartRestorer:
-    """The generator's pictures; part by part where it is known to work on each by itself."""
+    """The generator's pictures; part by part where it is known to work on each by itself.
+
+    Raises:
+        TypeError: For a generator that returns anything but a floating-point tensor.
+    """
     if isinstance(generator, Upsampling) and lr_image.device.type == "cpu":
         lr_values = lr_image.numpy()
         return lambda part, sr_image: generator.write(lr_values[part], sr_image)
-    return generator(lr_image)
+    return pictures_of(generator, lr_image)
+
+
+def pictures_of(generator: Restorer, lr_image: Tensor) -> Tensor:
+    """What a generator makes of LR pictures, which it may change: it gets a copy.
+
+    Raises:
+        TypeError: For a generator that returns anything but a floating-point tensor.
+        ValueError: For one that returns no pictures `(N, 3, H, W)`.
+    """
+    sr_image = generator(lr_image.clone())
+    if not isinstance(sr_image, Tensor) or not sr_image.is_floating_point():
+        got = sr_image.dtype if isinstance(sr_image, Tensor) else type(sr_image).__name__
+        raise TypeError(f"a generator must return floating-point pictures in [0, 1] as a tensor, it returned {got}")
+    if sr_image.dim() != 4:
+        raise ValueError(
+            f"a generator must return pictures (N, 3, H, W), it returned {tuple(sr_image.shape)} for LR pictures "
+            f"{tuple(lr_image.shape)}"
+        )
+    return sr_image
 
 
 def known_tasks() -> dict[str, type[Task]]:
@@ -198,6 +226,7 @@ def choose_task(task: str | Task, **options: float) -> Task:
         **options: The task's own settings, where a name is given.
 
     Raises:
+        TypeError: For anything but a name or a task.
         ValueError: For an unknown name, an unknown option, or options beside a task that is built already.
     """
     if isinstance(task, Task):
@@ -205,6 +234,8 @@ def choose_task(task: str | Task, **options: float) -> Task:
             raise ValueError(f"task options {sorted(options)} were given with a task object; set them on the object")
         return copy.deepcopy(task)
     tasks = known_tasks()
+    if not isinstance(task, str):
+        raise TypeError(f"task is a name or a Task, got {type(task).__name__}")
     if task not in tasks:
         raise ValueError(f"unknown task {task!r}; known: {', '.join(tasks)}")
     known = {field.name for field in fields(tasks[task]) if field.init}  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlsr_env.batch_judge import PERFECT, BatchJudge, rounded
 from rlsr_env.batches import keep_memory
 from rlsr_env.codec import LRCodec
-from rlsr_env.episodes import Episodes, final_infos, masked, picture_numbers
+from rlsr_env.episodes import Episodes, check_state, checked_options, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric, metric
 from rlsr_env.patches import PatchSource, to_float
@@ -30,7 +30,9 @@ CAPTION_HEIGHT = 14
 class RestorationVectorEnv(VectorEnv):
     """N restoration tasks at once; see `RestorationEnv` for what each of them is.
 
-    Equal to N scalar environments whose seeds count up from the first, as in Gymnasium's `SyncVectorEnv`.
+    Equal to N scalar environments whose seeds count up from the first, as in Gymnasium's `SyncVectorEnv`: to the bit as
+    far as the generator and the metric are the same to the bit for a picture in any company. Lanczos upsampling and all
+    metrics but HaarPSI, GMSD, LPIPS and MS-SSIM are; PyTorch's convolutions are not.
 
     Attributes:
         generator: The network that restores, called without gradient on `(N, 3, h, w)` float in [0, 1]. It is held, not
@@ -101,6 +103,8 @@ class RestorationVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self.render_original = render_original
         keep_memory()
+        if source is not None and not isinstance(source, PatchSource):
+            raise TypeError(f"source must be a PatchSource, got {source!r}; images takes names")
         if source is None:
             codec = LRCodec(scale=scale, base=base_codec, quality=quality)
             decoded = decode_images(image_set(images), min_size=lr_patch_size * codec.scale)
@@ -125,7 +129,8 @@ class RestorationVectorEnv(VectorEnv):
         # Loops on the CPU take a picture colour by colour, networks elsewhere take it pixel by pixel.
         self._memory_format = torch.contiguous_format if source.device.type == "cpu" else torch.channels_last
         self._take_patches()
-        self._sr = torch.zeros_like(self._hr)
+        # By NumPy: after PyTorch's threads have once been at work, a forked process waits for them for ever.
+        self._sr = torch.from_numpy(np.zeros(tuple(self._hr.shape), np.uint8)).to(source.device)
         self._batch_judge = BatchJudge(self.metric, tuple(self._hr.shape), source.device)
 
     def reset(
@@ -142,11 +147,11 @@ class RestorationVectorEnv(VectorEnv):
             Observations `(N, channels, h, w)` uint8, and `info` with the metric of the generator's picture.
 
         Raises:
-            TypeError: For a reset mask that is no array of bool.
-            ValueError: For a seed sequence or mask of the wrong length, a mask that marks none, a picture that the
-                image set lacks, or another option.
+            TypeError: For a seed that is no integer, options that are no dictionary, a mask that is no array of bool.
+            ValueError: For a negative seed, a seed sequence or mask of the wrong length, a mask that marks none, a
+                picture that the image set lacks, or another option.
         """
-        options = options or {}
+        options = checked_options(options)
         pictures = picture_numbers(options.get("uri"), self.source.uris, self.num_envs)
         # Last: where something is wrong, no seed is used up.
         mask = self.episodes.reset(seed, options, ["uri"])
@@ -190,7 +195,7 @@ class RestorationVectorEnv(VectorEnv):
             Observations `(N, channels, h, w)` uint8, and `info` with the metric, `(N,)` float64.
         """
         self.reset(seed=seed)
-        return self._observed().clone(), {self.metric.name: self._values.clone()}
+        return _own(self._observed()), {self.metric.name: self._values.clone()}
 
     def step_tensors(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """`step` without NumPy: tensors in, tensors out, all on the device.
@@ -208,20 +213,12 @@ class RestorationVectorEnv(VectorEnv):
             ValueError: For actions of the wrong shape, or NaN or infinite ones.
             ResetNeeded: For an environment whose episode is over and was not reset.
         """
-        if not isinstance(actions, Tensor) or actions.dtype == torch.bool or actions.is_complex():
-            got = actions.dtype if isinstance(actions, Tensor) else type(actions).__name__
-            raise TypeError(f"actions must be a tensor of numbers, got {got}; step takes NumPy arrays")
-        if actions.shape != self.action_space.shape:
-            raise ValueError(f"actions must have shape {self.action_space.shape}, got {tuple(actions.shape)}")
-        actions = actions.detach().to(self.source.device, torch.float32)
-        if not _all_finite(actions):
-            raise ValueError("an action is NaN or infinite")
-        rewards, terminated, info = self._act(actions)
+        rewards, terminated, info = self._act(self._checked_tensor(actions))
         if self.episodes.mode is AutoresetMode.SAME_STEP and terminated.any():
-            info["final_obs"] = self._observed().clone()
+            info["final_obs"] = _own(self._observed())
             self._start(terminated)
         ended = torch.from_numpy(terminated).to(self.source.device)
-        return self._observed().clone(), rewards, ended, torch.zeros_like(ended), info
+        return _own(self._observed()), rewards, ended, torch.zeros_like(ended), info
 
     def rewards_of(self, actions: Tensor, per_block: bool = False) -> Tensor:
         """What each of several actions would earn on the current patches, without acting: groups of samples for GRPO.
@@ -235,17 +232,18 @@ class RestorationVectorEnv(VectorEnv):
             Rewards `(K, N)`, or maps `(K, N, H // 8, W // 8)`, on the device.
 
         Raises:
-            ValueError: For actions of the wrong shape, a task whose steps depend on each other, a metric that has no
-                map where one is asked for, or a metric that fails; the pictures are named.
+            TypeError: For anything but a tensor of numbers.
+            ValueError: For actions of the wrong shape, NaN or infinite ones, a task whose steps depend on each other, a
+                metric that has no map where one is asked for, or a metric that fails; the pictures are named.
+            ResetNeeded: For an environment whose episode is over and was not reset.
         """
         if self.task.remembers:
             raise ValueError(
                 f"task {self.task.name} remembers earlier actions, so several cannot be tried on one patch; take "
                 "rlsr/SuperResolution-v0"
             )
-        if not isinstance(actions, Tensor) or actions.ndim < 2 or actions.shape[1:] != self.action_space.shape:
-            got = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
-            raise ValueError(f"actions must be a tensor of K times {self.action_space.shape}, got {got}")
+        actions = self._checked_tensor(actions, several=True)
+        self.episodes.require_running()
         n_samples = len(actions)
         with torch.no_grad():
             lr_image = self._lr_image.repeat(n_samples, 1, 1, 1)
@@ -278,18 +276,36 @@ class RestorationVectorEnv(VectorEnv):
     def _act(self, actions: Tensor) -> tuple[Tensor, np.ndarray, dict[str, Tensor]]:
         """Act, judge, count: rewards `(N,)`, terminated `(N,)`, and what `info` says of this step."""
         self.episodes.require_running()
-        before = self._values
-        with torch.no_grad():
-            self._judge(self.task.restore(actions, self._lr_image, self.generator))
-        sign = 1.0 if self.metric.higher_is_better else -1.0
-        rewards = self.reward(sign * before, sign * self._values).double()
-        bonus = self.task.bonus(actions, self._values)
-        if bonus is not None:
-            rewards = rewards + bonus.double()
+        before = (self._values, self._sr)
+        remembered = dict(vars(self.task))
+        try:
+            with torch.no_grad():
+                self._judge(self.task.restore(actions, self._lr_image, self.generator))
+            rewards = self._rewards(before[0])
+            bonus = self.task.bonus(actions, self._values)
+            if bonus is not None:
+                rewards = rewards + bonus.double()
+        except BaseException:  # whatever fails (a metric, a generator, Ctrl-C), this step has not been
+            self._values, self._sr = before
+            vars(self.task).update(remembered)
+            raise
         self._n_steps += 1
         terminated = self._n_steps >= self.episode_length
         self.episodes.end(terminated)
         return rewards, terminated, {self.metric.name: self._values.clone(), **self.task.describe(actions)}
+
+    def _rewards(self, before: Tensor) -> Tensor:
+        """What the metric's change from `before` earns, `(N,)` float64."""
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        rewards = self.reward(sign * before, sign * self._values)
+        if not isinstance(rewards, Tensor):
+            raise TypeError(f"a reward returns a tensor with a number for each environment, got {rewards!r}")
+        if rewards.shape != before.shape or not torch.isfinite(rewards).all():
+            raise ValueError(
+                f"the reward returned {rewards.tolist()} for {self.num_envs} environments; expected one finite number "
+                "for each"
+            )
+        return rewards.double()
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame per environment, `(H + 14, 2 * W, 3)` uint8: the LR patch enlarged, the SR patch, and a caption.
@@ -334,14 +350,15 @@ class RestorationVectorEnv(VectorEnv):
         The SR pictures are no part of the state: until the next step, `render` shows those from before.
 
         Raises:
-            ValueError: Where the number of environments, the task or its options differ.
+            ValueError: Where the number of environments, the pictures, the task or its options differ, or something is
+                missing.
         """
-        if len(state["index"]) != self.num_envs:
-            raise ValueError(f"the state is of {len(state['index'])} environments, this one has {self.num_envs}")
+        check_state(state, ("index", "n_steps", "values", "finished", "rngs"), self.num_envs)
         index = np.array(state["index"], dtype=np.int64)
+        self.source.check(index)
         lr_image, _ = self.source.gather(index, self._memory_format)
         with torch.no_grad():
-            self.task.load_state_dict(state["task"], to_float(lr_image), self.generator)
+            self.task.load_state_dict(state.get("task", {}), to_float(lr_image), self.generator)
         self._index = index
         self._take_patches()
         self._batch_judge.take(self._hr)
@@ -357,8 +374,12 @@ class RestorationVectorEnv(VectorEnv):
         self._take_patches()
         self._n_steps[mask] = 0
         marked = torch.from_numpy(mask).to(self.source.device)
-        with torch.no_grad():
-            self._judge(self.task.start(marked, self._lr_image, self.generator), mask)
+        try:
+            with torch.no_grad():
+                self._judge(self.task.start(marked, self._lr_image, self.generator), mask)
+        except BaseException:  # whatever fails, an episode that has not begun cannot go on
+            self.episodes.finished[mask] = True
+            raise
 
     def _take_patches(self) -> None:
         """Gather the patches of the index."""
@@ -389,6 +410,20 @@ class RestorationVectorEnv(VectorEnv):
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""
         return self.task.observe(self._lr)
 
+    def _checked_tensor(self, actions: Any, several: bool = False) -> Tensor:
+        """Actions, or several for each environment, as a float32 tensor on the device."""
+        if not isinstance(actions, Tensor) or actions.dtype == torch.bool or actions.is_complex():
+            got = actions.dtype if isinstance(actions, Tensor) else type(actions).__name__
+            raise TypeError(f"actions must be a tensor of numbers, got {got}; step takes NumPy arrays")
+        expected = self.action_space.shape
+        if (actions.shape[1:] if several and actions.dim() else actions.shape) != expected:
+            times = "K times " if several else ""
+            raise ValueError(f"actions must have shape {times}{expected}, got {tuple(actions.shape)}")
+        own = actions.detach().resolve_neg().to(self.source.device, torch.float32)
+        if not _all_finite(own):
+            raise ValueError("an action is NaN or infinite")
+        return own
+
     def _checked_actions(self, actions: Any) -> Tensor:
         """Actions as a float32 tensor on the device."""
         array = np.asarray(actions)
@@ -418,6 +453,11 @@ def _all_finite(actions: Tensor) -> bool:
 def _fresh(tensor: Tensor) -> np.ndarray:
     """A NumPy copy that shares no memory with the environment."""
     return np.array(tensor.cpu().numpy(), order="C", copy=True)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy on the same device; on the CPU without waking PyTorch's threads."""
+    return torch.from_numpy(_fresh(tensor)) if tensor.device.type == "cpu" else tensor.clone()
 
 
 def add_caption(picture: np.ndarray, text: str) -> np.ndarray:

@@ -322,7 +322,7 @@ def test_a_count_that_is_none_is_refused(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0.0, -0.5, float("nan"), float("inf")])
 def test_a_change_that_is_not_finite_and_above_0_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match=f"max_change must be finite and above 0, got {value}"):
+    with pytest.raises(ValueError, match=f"max_change must be finite and above 0, at most 1e6, got {value}"):
         DetailControl(max_change=value)
 
 

@@ -403,7 +403,7 @@ def test_the_state_does_not_change_with_the_environment(small: Settings) -> None
 
 
 def test_a_state_of_another_number_of_environments_is_refused(small: Settings) -> None:
-    with pytest.raises(ValueError, match="the state is of 3 environments, this one has 2"):
+    with pytest.raises(ValueError, match="of 3 environments, this one has 2"):
         native(2, **small).load_state_dict(native(3, **small).state_dict())
 
 
