@@ -1,8 +1,8 @@
 """Train many algorithms on `rlsr/DetailControl-v0` and say what share of the oracle's gain each one reaches.
 
-All get equal environment steps on the same pictures; every policy is judged without noise on the same held-out patches,
-beside doing nothing (a gain of zero), the best constant action, the same network trained by the metric's own gradient,
-and the oracle. Patches are small and the grid is coarse, so that a run takes less than a minute.
+All get equal environment steps on the same pictures; every policy is judged without noise on the same patches of
+held-out pictures, and on others of the pictures that it was trained on, beside doing nothing (a gain of zero), the best
+constant action, the same network trained by the metric's own gradient, and the oracle. Patches are small and the grid is coarse, so that a run takes less than a minute.
 
 Needs `uv sync --extra contrib`; rows whose library is missing say so. Writes algorithms.json and algorithms.md to
 `--out`; runs that are there already are kept, so that an interrupted comparison goes on. They may also be there in an
@@ -48,7 +48,7 @@ from rlsr_env.rewards import Improvement
 from rlsr_env.wrappers import band_moves
 
 ENV_ID = "rlsr/DetailControl-v0"
-HELD_OUT_SEED = 10_000
+HELD_OUT_SEED = 10_000  # of the patches that policies are judged on
 ON_POLICY = ("A2C", "PPO", "TRPO", "RecurrentPPO")
 OFF_POLICY = ("SAC", "TD3", "DDPG", "TQC", "CrossQ", "DQN")
 SCRIPTS = {"REINFORCE": "reinforce.py", "TorchRL PPO": "torchrl_ppo.py", "RLlib PPO": "rllib_ppo.py"}
@@ -198,8 +198,9 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
 
     # Noise in the target would smooth away a good part of values that change within a few tenths of an action.
     twin = {"policy_delay": 1, "target_policy_noise": 0.0, "target_noise_clip": 0.0}
-    # The default starts at 1, beside which rewards of about one a step count for little in a few hundred updates.
-    entropy = {"ent_coef": "auto_0.02"}
+    # The default starts at 1, beside which rewards of about one a step count for little in a few hundred updates. With
+    # steps that grow smaller towards the end, seeds differ less.
+    entropy = {"ent_coef": "auto_0.02", "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}
     settings: dict[str, dict[str, Any]] = {
         "A2C": {
             **ppo, "n_steps": 3, "learning_rate": LinearSchedule(2e-3, 0.0, 1.0), "normalize_advantage": True,
@@ -212,7 +213,7 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
         },
         "SAC": {**off_policy, **entropy},
         "TQC": {**off_policy, **entropy},
-        "CrossQ": {**off_policy, **entropy},
+        "CrossQ": {**off_policy, "ent_coef": "auto_0.02"},
         "TD3": {**deterministic(0.5), **twin},
         "DDPG": deterministic(0.3),
         "DQN": {**off_policy, "target_update_interval": 200, "exploration_fraction": 0.3},
@@ -225,9 +226,9 @@ def build(name: str, env: GymnasiumVecEnv, seed: int) -> BaseAlgorithm:
     return algorithm(policy, env, seed=seed, device="cpu", **settings[name])
 
 
-def judge(model: BaseAlgorithm, name: str) -> float:
-    """The mean gain of the metric over one episode on the held-out patches, by the actions thought best."""
-    env = make_env_for(name, args.held_out, args.n_held_out)
+def judge(model: BaseAlgorithm, name: str, images: str) -> float:
+    """The mean gain of the metric over one episode on patches of some pictures, by the actions thought best."""
+    env = make_env_for(name, images, args.n_held_out)
     obs, info = env.reset(seed=HELD_OUT_SEED)
     before = info["ssim"]
     state: Any = None
@@ -248,14 +249,18 @@ def train(name: str, seed: int) -> dict[str, Any]:
     started = time.process_time()
     model.learn(args.total_timesteps * counted_times)
     seconds = time.process_time() - started
-    n_steps = model.num_timesteps // counted_times
-    return {"gain": judge(model, name), "timesteps": n_steps, "cpu_seconds": round(seconds, 1)}
+    return {
+        "gain": judge(model, name, args.held_out),
+        "training_gain": judge(model, name, args.images),
+        "timesteps": model.num_timesteps // counted_times,
+        "cpu_seconds": round(seconds, 1),
+    }
 
 
 def train_by_gradient(seed: int) -> dict[str, Any]:
     """Train the same network by the metric's own gradient, one action on each patch: no RL, only a yardstick."""
     torch.manual_seed(seed)
-    env, held_out = make_env(args.images, args.n_envs), make_env(args.held_out, args.n_held_out)
+    env = make_env(args.images, args.n_envs)
     shape = (-1, env.task.n_bands, args.grid_size, args.grid_size)
     features = CellFeatures(env.single_observation_space, args.grid_size)
     n_actions = env.single_action_space.shape[0]
@@ -278,10 +283,19 @@ def train_by_gradient(seed: int) -> dict[str, Any]:
         optimizer.step()
         schedule.step()
     seconds = time.process_time() - started
-    obs, _ = held_out.reset(seed=HELD_OUT_SEED)
-    with torch.no_grad():
-        gain = gain_of(held_out, strengths_for(obs)).mean().item()
-    return {"gain": gain, "timesteps": n_updates * args.n_envs, "cpu_seconds": round(seconds, 1)}
+
+    @torch.no_grad()
+    def gain_on(images: str) -> float:
+        judged = make_env(images, args.n_held_out).unwrapped
+        obs, _ = judged.reset(seed=HELD_OUT_SEED)
+        return gain_of(judged, strengths_for(obs)).mean().item()
+
+    return {
+        "gain": gain_on(args.held_out),
+        "training_gain": gain_on(args.images),
+        "timesteps": n_updates * args.n_envs,
+        "cpu_seconds": round(seconds, 1),
+    }
 
 
 def run_script(name: str, seed: int, path: Path) -> None:
@@ -301,18 +315,26 @@ def run_script(name: str, seed: int, path: Path) -> None:
     subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
 
 
-def yardsticks() -> dict[str, float]:
-    """What there is to gain on the held-out patches; the best constant action is found on training patches."""
-    training, held_out = make_env(args.images, args.n_held_out), make_env(args.held_out, args.n_held_out)
+def yardsticks() -> dict[str, Any]:
+    """What there is to gain, on held-out pictures and on those trained on.
+
+    The best constant action is found on patches of training pictures that nobody is judged on.
+    """
+    training = make_env(args.images, args.n_held_out).unwrapped
     training.reset(seed=0)
     constant = best_strengths(training, shared=True, n_iterations=args.n_oracle_iterations)
-    _, info = held_out.reset(seed=HELD_OUT_SEED)
-    best = best_strengths(held_out, n_iterations=args.n_oracle_iterations)
-    return {
-        "start": float(info["ssim"].mean()),
-        "best_constant": gain_of(held_out, constant).mean().item(),
-        "oracle": gain_of(held_out, best).mean().item(),
-    }
+
+    def to_gain_on(images: str) -> dict[str, float]:
+        judged = make_env(images, args.n_held_out).unwrapped
+        _, info = judged.reset(seed=HELD_OUT_SEED)
+        best = best_strengths(judged, n_iterations=args.n_oracle_iterations)
+        return {
+            "start": float(info["ssim"].mean()),
+            "best_constant": gain_of(judged, constant).mean().item(),
+            "oracle": gain_of(judged, best).mean().item(),
+        }
+
+    return {**to_gain_on(args.held_out), "training": to_gain_on(args.images)}
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -333,7 +355,8 @@ for holder in (kept(args.out / "settings.json", lambda: settings), earlier.get("
     if holder != settings:
         sys.exit(f"{args.out} holds runs with other settings; take another --out")
 ruler = kept(args.out / "yardsticks.json", lambda: earlier.get("yardsticks") or yardsticks())
-print(", ".join(f"{name} {value:+.4f}" for name, value in ruler.items()), flush=True)
+known_gains = (f"{name} {ruler[name]:+.4f}" for name in ("start", "best_constant", "oracle"))
+print("held-out pictures:", ", ".join(known_gains), flush=True)
 
 GRADIENT = "metric's gradient, no RL"
 runs: dict[str, list[dict[str, Any]]] = {}
@@ -357,17 +380,21 @@ for seed in range(args.seeds):
         print(f"{name}, seed {seed}: {run['gain']:+.4f}, {run['cpu_seconds']:.0f} s", flush=True)
 
 
-def summary(name: str) -> dict[str, Any]:
+def summary(gains: list[float], yardstick: dict[str, float]) -> dict[str, Any]:
     """Mean and spread over the seeds, and how many of them are above both yardsticks."""
-    gains = [run["gain"] for run in runs[name]]
     return {
         "gain": statistics.fmean(gains),
         "deviation": statistics.stdev(gains) if len(gains) > 1 else None,
-        "share_of_oracle": statistics.fmean(gains) / ruler["oracle"],
-        "seeds_above_best_constant": sum(gain > ruler["best_constant"] for gain in gains),
+        "share_of_oracle": statistics.fmean(gains) / yardstick["oracle"],
+        "seeds_above_best_constant": sum(gain > yardstick["best_constant"] for gain in gains),
         "seeds_above_nothing": sum(gain > 0.0 for gain in gains),
-        "runs": runs[name],
     }
+
+
+def entry_of(name: str) -> dict[str, Any]:
+    """All that is known of an algorithm: on held-out pictures, on those trained on, and its runs."""
+    gains, training_gains = ([run[which] for run in runs[name]] for which in ("gain", "training_gain"))
+    return {**summary(gains, ruler), "training": summary(training_gains, ruler["training"]), "runs": runs[name]}
 
 
 installed = [package for package in ("sb3-contrib", "torchrl", "ray") if find_spec(package.replace("-", "_"))]
@@ -378,40 +405,54 @@ results: dict[str, Any] = {
     "settings": settings,
     "seeds": args.seeds,
     "yardsticks": ruler,
-    "algorithms": {name: summary(name) for name in runs},
+    "algorithms": {name: entry_of(name) for name in runs},
 }
 write_json(args.out / "algorithms.json", results)
 
 
+def cells(entry: dict[str, Any], yardstick: dict[str, float], n_runs: int) -> str:
+    """Of a line of the table: gain, share of the oracle's, over the best constant, seeds above it."""
+    deviation = "" if entry["deviation"] is None else f" ± {entry['deviation']:.4f}"
+    above = f"{entry['seeds_above_best_constant']} of {n_runs}"
+    over = entry["gain"] - yardstick["best_constant"]
+    return f"{entry['gain']:+.4f}{deviation} | {entry['share_of_oracle']:.0%} | {over:+.4f} | {above}"
+
+
 def row(name: str, entry: dict[str, Any]) -> str:
     """A line of the table."""
-    deviation = "" if entry["deviation"] is None else f" ± {entry['deviation']:.4f}"
-    above = f"{entry['seeds_above_best_constant']} of {len(entry['runs'])}"
+    n_runs = len(entry["runs"])
     seconds = statistics.fmean(run["cpu_seconds"] for run in entry["runs"])
-    return (
-        f"| {name} | {entry['gain']:+.4f}{deviation} | {entry['share_of_oracle']:.0%} | "
-        f"{entry['gain'] - ruler['best_constant']:+.4f} | {above} | {seconds:.0f} | {REMARKS.get(name, '')} |"
-    )
+    held_out, training = cells(entry, ruler, n_runs), cells(entry["training"], ruler["training"], n_runs)
+    return f"| {name} | {held_out} | {training} | {seconds:.0f} | {REMARKS.get(name, '')} |"
+
+
+def bounds(yardstick: dict[str, float], which: str) -> str:
+    """The cells of a yardstick itself."""
+    value, best = yardstick[which], yardstick["oracle"]
+    over = f"{value - yardstick['best_constant']:+.4f}" if which == "oracle" else ""
+    return f"{value:+.4f} | {value / best:.0%} | {over} | "
 
 
 ranked = sorted(results["algorithms"].items(), key=lambda item: -item[1]["gain"])
-constant, oracle = ruler["best_constant"], ruler["oracle"]
 left_out = [name for name in args.algorithms if name not in runs]
 lines = [
     "# Algorithms on `rlsr/DetailControl-v0`",
     "",
     f"`{results['command']}`, {args.seeds} seed(s), {args.total_timesteps} environment steps each. SSIM, scale 2, "
     f"quality 20, Lanczos; LR patches of {args.lr_patch_size} x {args.lr_patch_size}, 3 bands on a {args.grid_size} x "
-    f"{args.grid_size} grid, 3 refinements. Gain over doing nothing (SSIM {ruler['start']:.4f}) on {args.n_held_out} "
-    "held-out patches, by actions without noise; mean ± standard deviation over the seeds.",
+    f"{args.grid_size} grid, 3 refinements. Gain over doing nothing (SSIM {ruler['start']:.4f} on held-out pictures, "
+    f"{ruler['training']['start']:.4f} on those trained on) on {args.n_held_out} patches, by actions without noise; "
+    "mean ± standard deviation over the seeds. The best constant action was found on other patches of the training "
+    "pictures.",
     "",
-    "| | gain in SSIM | of the oracle's | over the best constant | seeds above it | CPU s a run | remark |",
-    "|---|---|---|---|---|---|---|",
-    f"| oracle | {oracle:+.4f} | 100% | {oracle - constant:+.4f} | | | sees the original |",
+    "| | gain in SSIM, held-out pictures | of the oracle's | over the best constant | seeds above it | gain, pictures "
+    "trained on | of the oracle's | over the best constant | seeds above it | CPU s a run | remark |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+    f"| oracle | {bounds(ruler, 'oracle')} | {bounds(ruler['training'], 'oracle')} | | sees the original |",
     *(row(name, entry) for name, entry in ranked),
-    f"| best constant action | {constant:+.4f} | {constant / oracle:.0%} | | | | found on training patches |",
-    "| do nothing | +0.0000 | 0% | | | | |",
-    *(f"| {name} | not run: {NEEDED[name]} is not installed | | | | | |" for name in left_out),
+    f"| best constant action | {bounds(ruler, 'best_constant')} | {bounds(ruler['training'], 'best_constant')} | | |",
+    "| do nothing | +0.0000 | 0% | | | +0.0000 | 0% | | | | |",
+    *(f"| {name} | not run: {NEEDED[name]} is not installed" + " |" * 10 for name in left_out),
     "",
 ]
 write_whole(args.out / "algorithms.md", lambda file: file.write("\n".join(lines).encode()))

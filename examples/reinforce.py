@@ -19,6 +19,7 @@ from torch.distributions import Normal
 
 import rlsr_env  # noqa: F401  (registers the environments)
 from rlsr_env.oracle import best_strengths, value_of
+from rlsr_env.vector_env import RestorationVectorEnv
 
 HELD_OUT_SEED = 10_000  # whatever the seed of the training, the patches to measure on are the same
 
@@ -56,7 +57,7 @@ class Args:
     device: str = "cpu"
     """cpu or cuda"""
     out: Path | None = None
-    """where to write the gain after training, the environment steps and the CPU time (.json)"""
+    """where to write the gains after training, the environment steps and the CPU time (.json)"""
 
 
 args = tyro.cli(Args)
@@ -72,7 +73,10 @@ torch.manual_seed(args.seed)
 n_envs = args.n_patches * args.n_attempts
 settings = {"lr_patch_size": args.lr_patch_size, "grid_size": args.grid_size, "device": args.device}
 env = gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=n_envs, images=args.images, **settings)
-held_out = gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=args.n_held_out, images=args.held_out, **settings)
+held_out, trained_on = (
+    gymnasium.make_vec("rlsr/DetailControl-v0", num_envs=args.n_held_out, images=images, **settings).unwrapped
+    for images in (args.held_out, args.images)
+)
 n_channels, n_bands, grid_size = env.single_observation_space.shape[0], env.task.n_bands, env.task.grid_size
 
 
@@ -103,17 +107,17 @@ schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=ar
 
 
 @torch.no_grad()
-def held_out_gain() -> float:
+def gain_on(judged: RestorationVectorEnv) -> float:
     """What the policy's mean actions gain over doing nothing, always on the same patches, in the metric's unit."""
-    obs, _ = held_out.reset_tensors(seed=HELD_OUT_SEED)
+    obs, _ = judged.reset_tensors(seed=HELD_OUT_SEED)
     gain = torch.zeros(args.n_held_out, dtype=torch.float64, device=args.device)
-    for _ in range(held_out.episode_length):
-        obs, rewards, _, _, _ = held_out.step_tensors(policy(obs).mean)
+    for _ in range(judged.episode_length):
+        obs, rewards, _, _, _ = judged.step_tensors(policy(obs).mean)
         gain += rewards
     return gain.mean().item()
 
 
-before = held_out_gain()
+before = gain_on(held_out)
 started = time.process_time()
 seeds = [args.seed + number // args.n_attempts for number in range(n_envs)]  # equal seeds stay together for good
 obs = torch.from_numpy(env.reset(seed=seeds)[0]).to(args.device)
@@ -139,7 +143,7 @@ for update in range(1, args.n_updates + 1):
 
 # What there was to gain on the held-out patches, which the same seed brings back.
 seconds = time.process_time() - started
-after = held_out_gain()
+after = gain_on(held_out)
 held_out.reset_tensors(seed=HELD_OUT_SEED)
 start = value_of(held_out, torch.zeros(1, n_bands, grid_size, grid_size, device=args.device))
 
@@ -157,6 +161,7 @@ for name, gain in {"before training": before, "after training": after, "best con
 if args.out is not None:
     result = {
         "gain": after,
+        "training_gain": gain_on(trained_on),
         "timesteps": args.n_updates * env.episode_length * n_envs,
         "cpu_seconds": round(seconds, 1),
     }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rlsr_env.oracle import best_strengths, value_of
 from rlsr_env.rewards import Improvement
+from rlsr_env.vector_env import RestorationVectorEnv
 
 ENV_ID = "rlsr_env:rlsr/DetailControl-v0"  # Gymnasium imports what stands before the colon, in any process
 HELD_OUT_SEED = 10_000  # whatever the seed of the training, the patches to measure on are the same
@@ -109,7 +110,10 @@ if args.quick:
     )
 
 sizes = {"lr_patch_size": args.lr_patch_size, "grid_size": args.grid_size}
-held_out = gymnasium.make_vec(ENV_ID, num_envs=args.n_held_out, images=args.held_out, **sizes)
+held_out, trained_on = (
+    gymnasium.make_vec(ENV_ID, num_envs=args.n_held_out, images=images, **sizes).unwrapped
+    for images in (args.held_out, args.images)
+)
 task = held_out.task
 
 ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -135,19 +139,19 @@ algorithm = config.build_algo()
 
 
 @torch.no_grad()
-def held_out_gain() -> float:
+def gain_on(judged: RestorationVectorEnv) -> float:
     """What the policy's mean actions gain over doing nothing, always on the same patches, in the metric's unit."""
-    obs, _ = held_out.reset_tensors(seed=HELD_OUT_SEED)
+    obs, _ = judged.reset_tensors(seed=HELD_OUT_SEED)
     gain = torch.zeros(args.n_held_out, dtype=torch.float64)
-    for _ in range(held_out.episode_length):
+    for _ in range(judged.episode_length):
         outputs = algorithm.get_module().forward_inference({Columns.OBS: obs})
         mean, _ = outputs[Columns.ACTION_DIST_INPUTS].chunk(2, dim=1)
-        obs, rewards, _, _, _ = held_out.step_tensors(mean)
+        obs, rewards, _, _, _ = judged.step_tensors(mean)
         gain += rewards
     return gain.mean().item()
 
 
-before = held_out_gain()
+before = gain_on(held_out)
 n_steps = 0
 started = time.process_time()
 for iteration in range(1, args.n_iterations + 1):
@@ -157,7 +161,7 @@ for iteration in range(1, args.n_iterations + 1):
 
 seconds = time.process_time() - started
 # What there was to gain on the held-out patches, which the same seed brings back.
-after = held_out_gain()
+after = gain_on(held_out)
 held_out.reset_tensors(seed=HELD_OUT_SEED)
 start = value_of(held_out, torch.zeros_like(task.strengths[:1]))
 best = value_of(held_out, best_strengths(held_out, n_iterations=args.n_oracle_iterations))
@@ -166,7 +170,12 @@ print(f"gain over doing nothing on {args.n_held_out} held-out patches, in {held_
 for name, gain in {"before training": before, "after training": after}.items():
     print(f"{name:16}{gain:+.4f}  {gain / oracle:4.0%} of the oracle's {oracle:+.4f}")
 if args.out is not None:
-    result = {"gain": after, "timesteps": int(n_steps), "cpu_seconds": round(seconds, 1)}
+    result = {
+        "gain": after,
+        "training_gain": gain_on(trained_on),
+        "timesteps": int(n_steps),
+        "cpu_seconds": round(seconds, 1),
+    }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
 algorithm.stop()
 ray.shutdown()

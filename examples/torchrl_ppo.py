@@ -128,6 +128,7 @@ def make(images: str, num_envs: int) -> tuple[RestorationVectorEnv, GymWrapper]:
 
 vector_env, env = make(args.images, args.n_envs)
 held_out_vector_env, held_out = make(args.held_out, args.n_held_out)
+_, trained_on = make(args.images, args.n_held_out)
 metric, n_steps, task = vector_env.metric.name, vector_env.episode_length, vector_env.task
 n_channels = vector_env.single_observation_space.shape[0]
 
@@ -145,15 +146,15 @@ optimizer = torch.optim.Adam(loss_module.parameters(), lr=args.learning_rate)
 
 
 @torch.no_grad()
-def held_out_gain() -> float:
+def gain_on(judged: GymWrapper) -> float:
     """What the policy's mean actions gain over doing nothing, always on the same patches, in the metric's unit."""
-    held_out.set_seed(HELD_OUT_SEED)
+    judged.set_seed(HELD_OUT_SEED)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        rewards = held_out.rollout(n_steps, policy)["next", "reward"]
+        rewards = judged.rollout(n_steps, policy)["next", "reward"]
     return rewards.sum(1).mean().item() / 100.0
 
 
-before = held_out_gain()
+before = gain_on(held_out)
 started = time.process_time()
 env.set_seed(args.seed)
 for update in range(1, args.n_updates + 1):
@@ -175,7 +176,7 @@ for update in range(1, args.n_updates + 1):
 
 seconds = time.process_time() - started
 # The last episode's patches are still there, since nothing resets them: what there was to gain on them.
-after = held_out_gain()
+after = gain_on(held_out)
 start = value_of(held_out_vector_env, torch.zeros_like(task.strengths[:1]))
 best = value_of(held_out_vector_env, best_strengths(held_out_vector_env, n_iterations=args.n_oracle_iterations))
 oracle = (best - start).mean().item()
@@ -183,5 +184,10 @@ print(f"gain over doing nothing on {args.n_held_out} held-out patches, in {metri
 for name, gain in {"before training": before, "after training": after}.items():
     print(f"{name:16}{gain:+.4f}  {gain / oracle:4.0%} of the oracle's {oracle:+.4f}")
 if args.out is not None:
-    result = {"gain": after, "timesteps": args.n_updates * n_steps * args.n_envs, "cpu_seconds": round(seconds, 1)}
+    result = {
+        "gain": after,
+        "training_gain": gain_on(trained_on),
+        "timesteps": args.n_updates * n_steps * args.n_envs,
+        "cpu_seconds": round(seconds, 1),
+    }
     args.out.write_text(json.dumps(result, indent=2) + "\n")
