@@ -42,15 +42,12 @@ class BatchJudge:
             device: Where the pictures are.
         """
         self.metric = metric
-        self._shape = shape
-        n, n_values = shape[0], int(np.prod(shape[1:]))
         self._level_judge: LevelJudge | None = None
         if metric.level_judge is not None and device.type == "cpu":
             self._level_judge = metric.level_judge(shape)
-            size = max(FEWEST_PICTURES, CACHED_VALUES // n_values)
-            self.groups = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+            self.groups = _small_groups(shape)
         else:
-            self.groups = groups_in_cache(n, n_values, device)
+            self.groups = groups_in_cache(shape[0], int(np.prod(shape[1:])), device)
         self._judges: dict[int, Callable[[Tensor], Tensor]] = {}  # of each group, against its originals
 
     def take(self, hr_levels: Tensor) -> None:
@@ -78,38 +75,23 @@ class BatchJudge:
         groups = [group for group in self.groups if marked is None or marked[group].any()]
         sr_levels = to_levels(restored) if isinstance(restored, Tensor) else torch.empty_like(hr_levels)
         values = torch.zeros(len(hr_levels), dtype=torch.float64, device=hr_levels.device)
-        if hr_levels.device.type == "cpu":
-            self._judge_by_loops(restored, sr_levels, hr_levels, values, groups, marked is not None)
-        if self._level_judge is None:
+        judge = self._level_judge
+        if judge is not None:
+            sr, hr, results = sr_levels.numpy(), hr_levels.numpy(), values.numpy()
+
+            def judge_group(group: slice) -> None:
+                if marked is not None:
+                    judge.take(group, hr[group])
+                judge.judge(group, sr[group], hr[group], results[group])
+
+            _work_through(groups, restored, sr_levels, judge_group)
+        else:
+            _work_through(groups, restored, sr_levels)
             for group in groups:
                 if marked is not None:
                     self._take_group(group, hr_levels)
                 values[group] = self._judge_group(group, sr_levels[group])
         return sr_levels, values.nan_to_num_(posinf=PERFECT, neginf=-PERFECT)
-
-    def _judge_by_loops(
-        self, restored: Tensor | PartRestorer, sr_levels: Tensor, hr_levels: Tensor, values: Tensor,
-        groups: list[slice], has_new_originals: bool,
-    ) -> None:  # fmt: skip
-        """Restore and round groups that are not yet, and judge them if there are loops for the metric."""
-        from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
-
-        if isinstance(restored, Tensor) and self._level_judge is None:
-            return
-        sr, hr, results = sr_levels.numpy(), hr_levels.numpy(), values.numpy()
-        judge = self._level_judge
-
-        def work(numbers: slice) -> None:
-            memory = np.empty((self.groups[0].stop, *self._shape[1:]), np.float32)
-            for group in groups[numbers]:
-                if not isinstance(restored, Tensor):
-                    _write_levels(restored, group, memory[: group.stop - group.start], sr[group])
-                if judge is not None:
-                    if has_new_originals:
-                        judge.take(group, hr[group])
-                    judge.judge(group, sr[group], hr[group], results[group])
-
-        share(work, len(groups), sr_levels.numel())
 
     def _take_group(self, group: slice, hr_levels: Tensor) -> None:
         """Get ready for the originals of a group."""
@@ -134,14 +116,36 @@ def rounded(restored: Tensor | PartRestorer, shape: tuple[int, ...]) -> Tensor:
     if isinstance(restored, Tensor):
         return to_levels(restored)
     sr_levels = torch.empty(shape, dtype=torch.uint8)
-    _write_levels(restored, slice(0, shape[0]), np.empty(shape, np.float32), sr_levels.numpy())
+    _work_through(_small_groups(shape), restored, sr_levels)
     return sr_levels
 
 
-def _write_levels(restored: PartRestorer, group: slice, sr_image: np.ndarray, sr_levels: np.ndarray) -> None:
-    """Restore a group of pictures in the memory of `sr_image`, `(n, 3, H, W)` float32, and round them."""
-    from rlsr_env.loops import round_to_levels  # compiled by Numba, which takes its time to be imported
+def _small_groups(shape: tuple[int, ...]) -> list[slice]:
+    """Slices of a batch `(N, 3, H, W)` that go through several loops one by one."""
+    size = max(FEWEST_PICTURES, CACHED_VALUES // int(np.prod(shape[1:])))
+    return [slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size)]
 
-    restored(group, sr_image)
-    if np.isnan(round_to_levels(sr_image.reshape(-1), sr_levels.reshape(-1))):
-        refuse_nan(torch.from_numpy(sr_image))
+
+def _work_through(
+    groups: list[slice], restored: Tensor | PartRestorer, sr_levels: Tensor,
+    then: Callable[[slice], None] | None = None,
+) -> None:  # fmt: skip
+    """Restore and round each group whose pictures are still to be written, and do with it what comes then."""
+    from rlsr_env.loops import round_to_levels, share  # compiled by Numba, which takes its time to be imported
+
+    if isinstance(restored, Tensor) and then is None:
+        return
+    levels = sr_levels.numpy()
+
+    def work(numbers: slice) -> None:
+        memory = np.empty((max(group.stop - group.start for group in groups), *levels.shape[1:]), np.float32)
+        for group in groups[numbers]:
+            if not isinstance(restored, Tensor):
+                sr_image = memory[: group.stop - group.start]
+                restored(group, sr_image)
+                if np.isnan(round_to_levels(sr_image.reshape(-1), levels[group].reshape(-1))):
+                    refuse_nan(torch.from_numpy(sr_image))
+            if then is not None:
+                then(group)
+
+    share(work, len(groups), sr_levels.numel())
