@@ -262,7 +262,8 @@ def table(results: Mapping[str, Any]) -> str:
 
     def parts_of(entry: Mapping[str, Any]) -> list[str]:
         whole, fixed = entry["step_microseconds"], entry["fixed_microseconds"]
-        bound = f"{whole / (whole - fixed):.1f}" if whole > fixed else "too close to tell"
+        share = (whole - fixed) / machine["torch_threads"]
+        bound = f"{whole / share:.1f}" if whole > fixed else "too close to tell"
         return [f"{whole:.0f}", f"{fixed:.0f}", f"{whole - fixed:.0f}", bound]
 
     def memory_of(entry: Mapping[str, Any]) -> list[str]:
@@ -296,11 +297,11 @@ def table(results: Mapping[str, Any]) -> str:
             f"What is fixed cost (Python, Gymnasium's and SB3's bookkeeping, the call of each operation) in a step of "
             f"one environment in DummyVecEnv, measured with LR patches of {results['fixed_cost_at']} pixels. The rest "
             "is work on pixels (upsampling, filters, metric, gathering the next patch). A batch pays the fixed cost "
-            "once, but on as many cores it does the work on pixels for each patch all the same: a ratio well above the "
-            "last column needs a batch that does that work faster, and ten needs it to be a tenth of the step.",
+            "once and shares the work on pixels out among the threads. It does that work by the same loops, so the "
+            "last column is about the most that it can gain: a scalar step over a thread's share of that work.",
             "",
             *rows_of(
-                ["id", "scalar step, us", "of it fixed", "work on pixels", "scalar step over work on pixels"],
+                ["id", "scalar step, us", "of it fixed", "work on pixels", "most a batch can gain"],
                 [[f"`{env_id}`", *parts_of(entry)] for env_id, entry in results["fixed_cost"].items()],
             ),
             f"## Other vector environments, `{results['env_id']}`",

@@ -1,7 +1,7 @@
 """Train many algorithms on `rlsr/DetailControl-v0` and say what share of the oracle's gain each one reaches.
 
-All get equal environment steps on the same pictures; every policy is judged without noise on the same patches of held-
-out pictures, and on others of the pictures that it was trained on, beside doing nothing (a gain of zero), the best
+All get equal environment steps on the same pictures; every policy is judged without noise on the same patches of
+held-out pictures, and on others of pictures that it was trained on, beside doing nothing (a gain of zero), the best
 constant action, the same network trained by the metric's own gradient, and the oracle. Patches are small and the grid
 is coarse, so that a run takes less than a minute.
 
