@@ -205,6 +205,7 @@ def write_results(path: Path | None, results: Mapping[str, Any], text: str) -> N
     """
     print(text)
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
         write_whole(path.with_suffix(".md"), lambda file: file.write(text.encode()))
 
