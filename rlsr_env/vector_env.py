@@ -421,7 +421,7 @@ class RestorationVectorEnv(VectorEnv):
             raise ValueError(f"actions must have shape {times}{expected}, got {tuple(actions.shape)}")
         own = actions.detach().resolve_neg().to(self.source.device, torch.float32)
         if not _all_finite(own):
-            raise ValueError("an action is NaN or infinite")
+            raise ValueError("an action is NaN or infinite; check the weights of the network that acts")
         return own
 
     def _checked_actions(self, actions: Any) -> Tensor:
