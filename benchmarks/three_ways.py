@@ -171,7 +171,7 @@ def measure_refined(run: Ablation, generator: Generator, model: PPO) -> dict[str
         for _ in range(N_REFINEMENTS):
             actions = model.policy.get_distribution(task.observe(lr_image)).mode()  # type: ignore[operator]
             picture = task.restore(actions, to_float(lr_image), generator)
-        sr_image = to_float(rounded(picture, tuple(hr_image.shape)).to(run.device))
+        sr_image = to_float(rounded(picture).to(run.device))
         for judge in run.judges:
             values[judge.name][crop.uri] = judge(sr_image, hr_image).item()
     return values

@@ -61,7 +61,7 @@ class BatchJudge:
         """Round pictures and measure them.
 
         Args:
-            restored: The pictures `(N, 3, H, W)` float in [0, 1], or what writes those of a slice of the batch.
+            restored: The pictures `(N, 3, H, W)` float in [0, 1], or what writes them part by part.
             hr_levels: The originals, `(N, 3, H, W)` uint8.
             marked: `(N,)` bool: only these are wanted, and their originals are new; all, and no new originals, where
                 not given.
@@ -70,8 +70,12 @@ class BatchJudge:
             Pictures `(N, 3, H, W)` uint8 and values `(N,)` float64, finite; what is not marked does not mean anything.
 
         Raises:
-            ValueError: For pictures that hold NaN, or a metric that returns NaN or not one number for each picture.
+            TypeError: For pictures that are no floats.
+            ValueError: For pictures of another shape or that hold NaN, or a metric that returns NaN or not one number
+                for each picture.
         """
+        if tuple(restored.shape) != tuple(hr_levels.shape):
+            raise ValueError(f"the pictures are {tuple(restored.shape)}, their originals {tuple(hr_levels.shape)}")
         groups = [group for group in self.groups if marked is None or marked[group].any()]
         sr_levels = to_levels(restored) if isinstance(restored, Tensor) else torch.empty_like(hr_levels)
         values = torch.zeros(len(hr_levels), dtype=torch.float64, device=hr_levels.device)
@@ -111,12 +115,12 @@ class BatchJudge:
         return values
 
 
-def rounded(restored: Tensor | PartRestorer, shape: tuple[int, ...]) -> Tensor:
-    """Pictures of `shape`, or what writes them, as levels of 8 bits, uint8."""
+def rounded(restored: Tensor | PartRestorer) -> Tensor:
+    """Pictures, or what writes them, as levels of 8 bits, uint8; raises what `to_levels` does."""
     if isinstance(restored, Tensor):
         return to_levels(restored)
-    sr_levels = torch.empty(shape, dtype=torch.uint8)
-    _work_through(_small_groups(shape), restored, sr_levels)
+    sr_levels = torch.empty(restored.shape, dtype=torch.uint8)
+    _work_through(_small_groups(restored.shape), restored, sr_levels)
     return sr_levels
 
 
@@ -137,12 +141,13 @@ def _work_through(
         return
     levels = sr_levels.numpy()
 
+    @torch.no_grad()  # every thread has its own switch
     def work(numbers: slice) -> None:
         memory = np.empty((max(group.stop - group.start for group in groups), *levels.shape[1:]), np.float32)
         for group in groups[numbers]:
             if not isinstance(restored, Tensor):
                 sr_image = memory[: group.stop - group.start]
-                restored(group, sr_image)
+                restored.write(group, sr_image)
                 if np.isnan(round_to_levels(sr_image.reshape(-1), levels[group].reshape(-1))):
                     refuse_nan(torch.from_numpy(sr_image))
             if then is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 
@@ -43,11 +45,27 @@ def share_out(work: Callable[[slice], None], n_items: int) -> None:
     _here.is_at_work = True
     try:
         work(first)
+    except BaseException:
+        for share in shares:
+            share.cancel()  # what has not begun
+        raise
     finally:
         _here.is_at_work = False
-        wait(shares)
+        _wait_for_all(shares)
     for share in shares:
         share.result()
+
+
+def _wait_for_all(shares: list[Future[None]]) -> None:
+    """Wait, in spite of Ctrl-C: nobody shall go on writing to memory that the caller takes for finished."""
+    interrupted: KeyboardInterrupt | None = None
+    while not all(share.done() for share in shares):
+        try:
+            wait(shares)
+        except KeyboardInterrupt as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 _here = threading.local()
@@ -124,8 +142,39 @@ def _compile(function: Callable[..., Any], signatures: tuple[Any, ...], **settin
 
     # Without NaN and signed zero, a minimum is one instruction on many numbers. The order of sums stays as written.
     settings = {"nogil": True, "fastmath": {"nnan", "nsz"}, "error_model": "numpy", **settings}
-    njit: Callable[..., Any] = numba.njit
+    dispatcher: Any = numba.njit(**settings)(function)
+    # A function has those that it calls compiled into it, and constants of other modules. Numba looks for changes in
+    # the function's own file alone, and would go on with what an earlier version of the others has left on disk.
     try:
-        return njit(*signatures, cache=True, **settings)(function)
+        dispatcher._cache = _cache_of(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return njit(*signatures, **settings)(function)
+        pass
+    for signature in signatures:
+        dispatcher.compile(signature)
+    if signatures:
+        dispatcher.disable_compile()
+    return dispatcher
+
+
+def _cache_of(function: Callable[..., Any]) -> Any:
+    """Numba's cache on disk for a function, which also knows the sources of all loops."""
+    from numba.core.caching import FunctionCache
+
+    class Cache(FunctionCache):
+        """Results under keys that change with any of the sources."""
+
+        def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+            """Numba's own key, and ours."""
+            return (*super()._index_key(sig, codegen), _sources_of_loops())
+
+    return Cache(function)
+
+
+@lru_cache(maxsize=1)
+def _sources_of_loops() -> str:
+    """A digest of the modules whose functions and constants are compiled into functions of others."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem.endswith("loops") or path.stem in ("block_maps", "cores"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

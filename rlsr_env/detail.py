@@ -16,7 +16,7 @@ from torch.nn import functional
 from rlsr_env.filters import gaussian_kernel, slide
 from rlsr_env.metrics import to_levels
 from rlsr_env.resample import Upsampling
-from rlsr_env.tasks import PartRestorer, Restorer, Task, is_number, pictures_of
+from rlsr_env.tasks import PartRestorer, Restorer, Task, is_number, is_upsampling, pictures_of
 
 
 def blur(image: Tensor, deviation: float) -> Tensor:
@@ -67,7 +67,7 @@ def _joined_kernels(height: int, width: int, scale: int, n_bands: int) -> tuple[
     """The same for pictures of a size, as `filter_loops.split` takes them."""
     from rlsr_env.filter_loops import joined  # compiled by Numba, which takes its time to be imported
 
-    return joined(_kernels(torch.empty(height, width), scale, n_bands))
+    return joined(_kernels(torch.empty(height, width, dtype=torch.float32), scale, n_bands))
 
 
 def _blurs(image: Tensor, deviations: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,15 +96,26 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
     Args:
         image: `(N, 3, H, W)`.
         bands: `(N, K, 3, H, W)`.
-        strengths: `(N, K, g, g)`, spread over the picture bilinearly; zero leaves the picture exactly as it is, so that
-            to do nothing pays nothing.
+        strengths: `(N, K, g, g)`, or `(1, K, g, g)` for all pictures; spread over the picture bilinearly; zero leaves
+            the picture exactly as it is, so that to do nothing pays nothing.
 
     Returns:
         `(N, 3, H, W)`.
+
+    Raises:
+        ValueError: For shapes that do not belong together.
     """
     from rlsr_env.filter_loops import mixed as mixed_by_loops  # compiled by Numba, which takes its time to be imported
     from rlsr_env.loops import can_loop
 
+    n, n_bands = bands.shape[:2]
+    belong_together = bands.shape == (len(image), n_bands, *image.shape[1:])
+    if not belong_together or strengths.shape[:2] not in ((n, n_bands), (1, n_bands)):
+        raise ValueError(
+            f"pictures {tuple(image.shape)}, bands {tuple(bands.shape)} and strengths {tuple(strengths.shape)} do not "
+            "belong together; expected (N, 3, H, W), (N, K, 3, H, W) and (N, K, g, g)"
+        )
+    strengths = strengths.expand(n, -1, -1, -1)
     rows, columns = (_bilinear_matrix(strengths.shape[-1], size).to(strengths) for size in image.shape[-2:])
     if can_loop(image, bands, strengths):
         return mixed_by_loops(image, bands, strengths, rows.T.contiguous(), columns.T.contiguous())
@@ -118,8 +129,10 @@ def mix_bands(image: Tensor, bands: Tensor, strengths: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _bilinear_matrix(n_cells: int, size: int) -> Tensor:
     """`(size, n_cells)` float64: bilinear interpolation between the cells' centres, constant beyond the outermost."""
-    position = ((torch.arange(size, dtype=torch.float64) + 0.5) * n_cells / size - 0.5).clamp(0, n_cells - 1)
-    return (1 - (position[:, None] - torch.arange(n_cells)).abs()).clamp(min=0)
+    # The cache outlives a caller's inference mode, whose tensors autograd would later refuse.
+    with torch.inference_mode(False):
+        position = ((torch.arange(size, dtype=torch.float64) + 0.5) * n_cells / size - 0.5).clamp(0, n_cells - 1)
+        return (1 - (position[:, None] - torch.arange(n_cells)).abs()).clamp(min=0)
 
 
 @lru_cache(maxsize=16)
@@ -185,12 +198,12 @@ class DetailControl(Task):
 
     def start(self, marked: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """Restore the marked patches, split them into bands, and set their strengths to zero."""
-        if isinstance(generator, Upsampling) and lr_image.device.type == "cpu" and marked.all():
+        if is_upsampling(generator) and lr_image.device.type == "cpu" and marked.all():
             return self._start_in_parts(lr_image, generator)
         sr_image = _copied(pictures_of(generator, lr_image))
         bands = split_bands(sr_image, sr_image.shape[-1] // lr_image.shape[-1], self.n_bands)
         if self._bands.shape != bands.shape or marked.all():
-            self.strengths = torch.zeros(self._shape(len(lr_image)), device=lr_image.device)
+            self.strengths = torch.zeros(self._shape(len(lr_image)), dtype=torch.float32, device=lr_image.device)
             self._restored, self._bands = sr_image, bands
             return sr_image
         self.strengths = torch.where(_over(marked, self.strengths), 0.0, self.strengths)
@@ -204,9 +217,10 @@ class DetailControl(Task):
 
         n, channels, height, width = lr_image.shape
         shape = (n, channels, generator.scale * height, generator.scale * width)
-        self.strengths = torch.zeros(self._shape(n))
+        self.strengths = torch.zeros(self._shape(n), dtype=torch.float32)
         # New memory: somebody may hold the last episodes' pictures.
-        self._restored, self._bands = torch.empty(shape), torch.empty(n, self.n_bands, *shape[1:])
+        self._restored = torch.empty(shape, dtype=torch.float32)
+        self._bands = torch.empty(n, self.n_bands, *shape[1:], dtype=torch.float32)
         lr_values, restored, bands = lr_image.numpy(), self._restored.numpy(), self._bands.numpy()
         kernels = _joined_kernels(*shape[2:], generator.scale, self.n_bands)
 
@@ -215,7 +229,7 @@ class DetailControl(Task):
             restored[part] = sr_image
             split(sr_image, *kernels, bands[part])
 
-        return start_part
+        return PartRestorer(shape, start_part)
 
     def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
         """Change the strengths and mix the bands; the generator itself is not asked again."""
@@ -227,7 +241,10 @@ class DetailControl(Task):
 
         weights = [_bilinear_weights(self.grid_size, size) for size in self._restored.shape[-2:]]
         arrays = [tensor.detach().numpy() for tensor in (self._restored, self._bands, self.strengths)]
-        return lambda part, sr_image: mix(*weights, *(array[part] for array in arrays), sr_image)
+        return PartRestorer(
+            tuple(self._restored.shape),
+            lambda part, sr_image: mix(*weights, *(array[part] for array in arrays), sr_image),
+        )
 
     def mix(self, strengths: Tensor) -> Tensor:
         """The current patches with strengths `(N, n_bands, grid_size, grid_size)`; differentiable."""
@@ -262,7 +279,7 @@ class DetailControl(Task):
             )
         restored = self.start(torch.ones(len(lr_image), dtype=torch.bool, device=lr_image.device), lr_image, generator)
         if not isinstance(restored, Tensor):
-            restored(slice(None), np.empty(self._restored.shape, np.float32))
+            restored.write(slice(None), np.empty(restored.shape, np.float32))
         if strengths.numel():
             self.strengths = strengths
 
@@ -273,10 +290,10 @@ class DetailControl(Task):
 
 def _copied(image: Tensor) -> Tensor:
     """Pictures as float32 in memory of their own, contiguous: what a generator returns may be the generator's."""
-    from rlsr_env.loops import can_loop, scaled  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import can_loop, copied  # compiled by Numba, which takes its time to be imported
 
     if can_loop(image):
-        return scaled(image)
+        return copied(image)
     return image.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 

@@ -68,7 +68,7 @@ class SSIMJudge:
     def __init__(self, shape: tuple[int, ...]) -> None:
         """For a batch of `shape` `(N, 3, H, W)`."""
         n, channels, height, width = shape
-        self._window = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0)).numpy()
+        self._window = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0, dtype=torch.float32)).numpy()
         windows = (n, channels, height - 2 * WINDOW_RADIUS, width)
         self._means, self._variances = np.empty(windows, np.float32), np.empty(windows, np.float32)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # vmap's and jvp's tensors have no memory to loop over
 
 from rlsr_env.cores import compiled_exactly, compiled_in_any_order, share_out
 
@@ -31,7 +32,10 @@ Levels = NDArray[np.uint8]
 def can_loop(*tensors: Tensor) -> bool:
     """Whether tensors are what these loops take, and no gradient is to be recorded."""
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not recording and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+    return not recording and all(
+        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
 
 
 def planes(image: Tensor) -> NDArray:
@@ -90,10 +94,10 @@ def floats_of_levels(levels: Tensor) -> Tensor:
     return floats
 
 
-def scaled(values: Tensor, factor: float = 1.0, offset: float = 0.0) -> Tensor:
-    """`factor * values + offset`, in memory of its own; any shape, float32, on the CPU."""
+def copied(values: Tensor) -> Tensor:
+    """The same values, contiguous in memory of their own; any shape, float32, on the CPU."""
     result = torch.empty_like(values, memory_format=torch.contiguous_format)
-    _in_pieces(partial(scale, np.float32(factor), np.float32(offset)), values, result)
+    _in_pieces(partial(scale, np.float32(1), np.float32(0)), values, result)
     return result
 
 

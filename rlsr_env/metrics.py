@@ -52,7 +52,8 @@ class Metric:
         prepare: Where much of the work depends on the HR pictures alone: takes them, `(B, 3, H, W)`, and returns
             `function` of the SR pictures; see `against`.
         level_judge: Where pictures of 8 bits can be judged on the CPU as they are, part by part: makes the judge of a
-            batch of a shape `(B, 3, H, W)`.
+            batch of a shape `(B, 3, H, W)`. Whoever makes another metric of one by `dataclasses.replace` and changes
+            its function has to take `prepare` and `level_judge` away as well.
     """
 
     name: str
@@ -119,7 +120,8 @@ class Metric:
             hr_levels: The originals, `(B, 3, H, W)` uint8.
 
         Returns:
-            What the metric says of SR pictures in the originals' shape, uint8: `(B,)`; of PSNR, more exactly.
+            What the metric says of SR pictures in the originals' shape, uint8: `(B,)`; of PSNR, more exactly. It raises
+            TypeError for pictures of another dtype, ValueError for another shape.
 
         Raises:
             TypeError: If the originals are not uint8.
@@ -130,10 +132,15 @@ class Metric:
         check_size(hr_levels, self.name, self.min_size)
         if self.level_judge is not None and hr_levels.device.type == "cpu":
             return _LoopedAgainstLevels.originals(self.level_judge(tuple(hr_levels.shape)), hr_levels)
-        return _AgainstLevels(self.against(to_float(hr_levels)))
+        return _AgainstLevels(self.against(to_float(hr_levels)), tuple(hr_levels.shape))
 
     def _check_values(self, values: Tensor, sr_image: Tensor, hr_image: Tensor) -> None:
-        """Raise where there is NaN that was not in the pictures."""
+        """Raise where there is no tensor of values, or NaN that was not in the pictures."""
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"metric {self.name!r} must return a tensor with a number for each picture, got "
+                f"{type(values).__name__}; register_metric takes functions of two arrays"
+            )
         if values.isnan().any():
             spoilt = (sr_image.isnan() | hr_image.isnan()).flatten(1).any(1)
             if (made := values.isnan() & ~spoilt).any():
@@ -192,9 +199,11 @@ class _AgainstLevels:
     """A judge of float pictures, for those of 8 bits."""
 
     judge: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
 
     def __call__(self, sr_levels: Tensor) -> Tensor:
         """Judge SR pictures, `(B,)`."""
+        _require_levels(sr_levels, self.shape)
         return self.judge(to_float(sr_levels))
 
 
@@ -218,6 +227,7 @@ class _LoopedAgainstLevels:
         """Judge SR pictures, `(B,)` float64."""
         from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
 
+        _require_levels(sr_levels, self.hr_levels.shape)
         sr, hr, values = sr_levels.contiguous().numpy(), self.hr_levels, np.empty(len(sr_levels))
         share(lambda part: self.judge.judge(part, sr[part], hr[part], values[part]), len(sr), sr.size)
         return torch.from_numpy(values)
@@ -375,11 +385,20 @@ def to_levels(image: Tensor) -> Tensor:
         levels, suspicious = rounded_to_levels(image)
     else:
         at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-        levels = at_least_float32.clamp(0, 1).mul_(255).round_().to(torch.uint8)
+        rounded = at_least_float32.clamp(0, 1).mul_(255).round_()
+        levels = rounded.to(torch.uint8, memory_format=torch.contiguous_format)
         suspicious = bool(image.sum().isnan())
     if suspicious:
         refuse_nan(image)
     return levels
+
+
+def _require_levels(sr_levels: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless pictures are levels in the shape of the originals."""
+    if sr_levels.dtype != torch.uint8:
+        raise TypeError(f"expected the levels of 8-bit pictures, uint8, got {sr_levels.dtype}; to_levels makes them")
+    if tuple(sr_levels.shape) != tuple(shape):
+        raise ValueError(f"SR pictures must have the originals' shape {tuple(shape)}, got {tuple(sr_levels.shape)}")
 
 
 def _require_floats(image: Tensor, name: str) -> None:

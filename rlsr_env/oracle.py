@@ -108,6 +108,7 @@ def best_strengths(env: RestorationVectorEnv, shared: bool = False, n_iterations
     return _cross_entropy_search(env, task, shape, n_iterations, seed)
 
 
+@torch.enable_grad()
 def _ascend(env: RestorationVectorEnv, task: DetailControl, shape: tuple[int, ...], n_iterations: int) -> Tensor:
     """Adam on the mean of the metric, projected to the bounds; the best strengths seen."""
     strengths = torch.zeros(shape, device=env.source.device, requires_grad=True)

@@ -268,6 +268,9 @@ class PatchSource:
 
         Returns:
             LR patches `(n, 3, p, p)` and HR patches `(n, 3, scale * p, scale * p)`, uint8, in that order of memory.
+
+        Raises:
+            ValueError: For an index that is not of these pictures (IndexError from PyTorch in channels-last memory).
         """
         picture, quality = index[:, IMAGE], index[:, QUALITY]
         scale = self.codec.scale
@@ -278,6 +281,7 @@ class PatchSource:
         if self.device.type == "cpu" and memory_format == torch.contiguous_format:
             from rlsr_env.patch_loops import gathered  # compiled by Numba, which takes its time to be imported
 
+            self.check(index)  # the loops do not
             return (
                 gathered(self._lr, lr_start, self._lr_width[picture], flip, self.lr_patch_size),
                 gathered(self._hr, hr_start, self._hr_width[picture], flip, self.hr_patch_size),

@@ -26,7 +26,7 @@ def window_statistics(image: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
         Two of `(N, C, H - 10, W)`; the last ten columns do not mean anything.
     """
     n, channels, height, width = image.shape
-    mean, variance = (torch.empty(n, channels, height - WINDOW + 1, width) for _ in range(2))
+    mean, variance = (torch.empty(n, channels, height - WINDOW + 1, width, dtype=torch.float32) for _ in range(2))
     pictures, means, variances, window = planes(image), planes(mean), planes(variance), kernel.numpy()
     share(lambda part: statistics(pictures[part], window, means[part], variances[part]), len(pictures), image.numel())
     return mean, variance
@@ -192,7 +192,7 @@ def _sampled_windows(
 ) -> None:  # fmt: skip
     """Weighted sums of planes from `start` to `stop` of `(M, H, W)`; those of HR repeat.
 
-    The loops stand here and in `_similarity`: in a function of their own they are up to a third slower.
+    The loops stand here and in `similarity`: in a function of their own they are up to a third slower.
     """
     width = sr.shape[2]
     _, n_rows, n_columns = of_value.shape

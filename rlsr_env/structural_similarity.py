@@ -77,7 +77,7 @@ class LoopedSimilarity:
         from rlsr_env.similarity_loops import window_statistics  # Numba takes its time to be imported
 
         hr_image = hr_image.contiguous()
-        kernel = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0))
+        kernel = gaussian_kernel(WINDOW_RADIUS, WINDOW_SIGMA, torch.empty(0, dtype=torch.float32))
         return cls(hr_image, *window_statistics(hr_image, kernel), kernel)
 
     def __call__(self, sr_image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -17,8 +17,20 @@ from rlsr_env.resample import Upsampling
 
 # From an LR picture (B, 3, h, w) float in [0, 1] to an SR picture (B, 3, scale * h, scale * w).
 Restorer = Callable[[Tensor], Tensor]
-# Writes the SR pictures of a slice of the environments, (n, 3, scale * h, scale * w) float32, on the CPU.
-PartRestorer = Callable[[slice, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class PartRestorer:
+    """SR pictures that are written part by part, on the CPU.
+
+    Attributes:
+        shape: Of all pictures, `(N, 3, scale * h, scale * w)`.
+        write: Writes those of a slice of the environments to an array of so many, float32. It is called for one part
+            after another, in several threads at a time, without gradients.
+    """
+
+    shape: tuple[int, ...]
+    write: Callable[[slice, np.ndarray], None]
 
 
 class Task(ABC):
@@ -55,7 +67,7 @@ class Task(ABC):
 
         Returns:
             SR pictures before any action, `(N, 3, scale * h, scale * w)`; those that are not marked do not count.
-            As for `restore`, a function may be returned instead.
+            As for `restore`, a `PartRestorer` may be returned instead.
         """
         return restored_by(generator, lr_image)
 
@@ -69,9 +81,8 @@ class Task(ABC):
             generator: The network, or any function from LR to SR pictures.
 
         Returns:
-            `(N, 3, scale * h, scale * w)`; clipped and rounded to 8 bits by the caller. Or a function that writes the
-            pictures of a slice of the environments, where they need not exist all at once, which is faster: it is
-            called for one part after another, in several threads at a time.
+            `(N, 3, scale * h, scale * w)`; clipped and rounded to 8 bits by the caller. Or what writes them part by
+            part, where they need not exist all at once, which is faster.
         """
 
     def observe(self, lr_image: Tensor) -> Tensor:
@@ -171,8 +182,12 @@ class SuperResolution(Task):
 
         if not can_loop(actions):
             return torch.add(actions.new_full((), 0.5), actions, alpha=0.5)
-        values, half = actions.detach().numpy(), np.float32(0.5)
-        return lambda part, sr_image: scale(half, half, values[part].reshape(-1), sr_image.reshape(-1))
+        values, half = actions.detach().contiguous().numpy(), np.float32(0.5)
+
+        def write(part: slice, sr_image: np.ndarray) -> None:
+            scale(half, half, values[part].reshape(-1), sr_image.reshape(-1))
+
+        return PartRestorer(tuple(actions.shape), write)
 
 
 def is_number(value: Any) -> bool:
@@ -185,11 +200,21 @@ def restored_by(generator: Restorer, lr_image: Tensor) -> Tensor | PartRestorer:
 
     Raises:
         TypeError: For a generator that returns anything but a floating-point tensor.
+        ValueError: For one that returns no pictures `(N, 3, H, W)`.
     """
-    if isinstance(generator, Upsampling) and lr_image.device.type == "cpu":
-        lr_values = lr_image.numpy()
-        return lambda part, sr_image: generator.write(lr_values[part], sr_image)
-    return pictures_of(generator, lr_image)
+    if not is_upsampling(generator) or lr_image.device.type != "cpu":
+        return pictures_of(generator, lr_image)
+    n, channels, height, width = lr_image.shape
+    lr_values = lr_image.numpy()
+    return PartRestorer(
+        (n, channels, generator.scale * height, generator.scale * width),
+        lambda part, sr_image: generator.write(lr_values[part], sr_image),
+    )
+
+
+def is_upsampling(generator: Restorer) -> TypeGuard[Upsampling]:
+    """Whether a generator is known to be Lanczos upsampling: a subclass may do something else."""
+    return type(generator) is Upsampling
 
 
 def pictures_of(generator: Restorer, lr_image: Tensor) -> Tensor:

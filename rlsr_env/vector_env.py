@@ -42,6 +42,10 @@ class RestorationVectorEnv(VectorEnv):
         episodes: Which are running, and their random numbers.
     """
 
+    _lr: Tensor  # (N, 3, h, w) uint8
+    _lr_image: Tensor  # the same as float in [0, 1]
+    _hr: Tensor  # (N, 3, scale * h, scale * w) uint8
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -86,6 +90,7 @@ class RestorationVectorEnv(VectorEnv):
             **task_options: The task's own settings.
 
         Raises:
+            TypeError: For an argument of a wrong kind.
             ValueError: For a setting that is unknown or out of range, or a metric that needs larger patches.
         """
         sizes = {"num_envs": num_envs, "episode_length": episode_length, "lr_patch_size": lr_patch_size}
@@ -193,6 +198,10 @@ class RestorationVectorEnv(VectorEnv):
 
         Returns:
             Observations `(N, channels, h, w)` uint8, and `info` with the metric, `(N,)` float64.
+
+        Raises:
+            TypeError: For a seed that is no integer.
+            ValueError: For a negative seed.
         """
         self.reset(seed=seed)
         return _own(self._observed()), {self.metric.name: self._values.clone()}
@@ -245,10 +254,13 @@ class RestorationVectorEnv(VectorEnv):
         actions = self._checked_tensor(actions, several=True)
         self.episodes.require_running()
         n_samples = len(actions)
+        if n_samples == 0:
+            raise ValueError("there are no actions to try; give one or more for each environment")
         with torch.no_grad():
             lr_image = self._lr_image.repeat(n_samples, 1, 1, 1)
             restored = self.task.restore(actions.flatten(0, 1), lr_image, self.generator)
-            sr_levels = rounded(restored, (len(lr_image), *self._hr.shape[1:]))
+            self._check_shape(restored, len(lr_image))
+            sr_levels = rounded(restored)
             sign = 1.0 if self.metric.higher_is_better else -1.0
             if per_block:
                 maps = sign * self.metric.blocks(to_float(sr_levels), to_float(self._hr))
@@ -368,16 +380,20 @@ class RestorationVectorEnv(VectorEnv):
 
     def _start(self, mask: np.ndarray, pictures: Sequence[int] | None = None) -> None:
         """Give the marked environments a new patch and judge the generator's picture of it: step 0 of the episode."""
-        begun, rngs = zip(*self.episodes.begin(mask), strict=True)
-        chosen = None if pictures is None else [pictures[i] for i in begun]
-        self._index[list(begun)] = self.source.draw_each(rngs, chosen)
-        self._take_patches()
-        self._n_steps[mask] = 0
-        marked = torch.from_numpy(mask).to(self.source.device)
+        before = (self._index.copy(), self._n_steps.copy(), self._lr, self._hr, self._lr_image)
+        remembered = dict(vars(self.task))
         try:
+            begun, rngs = zip(*self.episodes.begin(mask), strict=True)
+            chosen = None if pictures is None else [pictures[i] for i in begun]
+            self._index[list(begun)] = self.source.draw_each(rngs, chosen)
+            self._take_patches()
+            self._n_steps[mask] = 0
+            marked = torch.from_numpy(mask).to(self.source.device)
             with torch.no_grad():
                 self._judge(self.task.start(marked, self._lr_image, self.generator), mask)
-        except BaseException:  # whatever fails, an episode that has not begun cannot go on
+        except BaseException:  # whatever fails, what has not begun cannot go on, and the others have lost nothing
+            self._index, self._n_steps, self._lr, self._hr, self._lr_image = before
+            vars(self.task).update(remembered)
             self.episodes.finished[mask] = True
             raise
 
@@ -388,23 +404,27 @@ class RestorationVectorEnv(VectorEnv):
 
     def _judge(self, restored: Tensor | PartRestorer, marked: np.ndarray | None = None) -> None:
         """Round and measure SR pictures; only the marked environments take them over, where a mask is given."""
-        if isinstance(restored, Tensor):
-            made = tuple(restored.shape)
-        elif isinstance(self.generator, Upsampling):
-            made = (*self._lr.shape[:2], *(self.generator.scale * size for size in self._lr.shape[2:]))
-        else:
-            made = tuple(self._hr.shape)
-        if made != self._hr.shape:
-            raise ValueError(
-                f"the generator makes pictures of {made} from LR patches of {tuple(self._lr.shape)}, the originals are "
-                f"{tuple(self._hr.shape)}; give a generator of scale {self.source.codec.scale}"
-            )
+        self._check_shape(restored, self.num_envs)
         sr_levels, values = self._batch_judge.judge(restored, self._hr, marked)
         if marked is not None and not marked.all():
             taken = torch.from_numpy(marked).to(self.source.device)
             values = torch.where(taken, values, self._values)
             sr_levels = torch.where(taken[:, None, None, None], sr_levels, self._sr)
         self._values, self._sr = values, sr_levels
+
+    def _check_shape(self, restored: Tensor | PartRestorer, n: int) -> None:
+        """Raise unless these are `n` pictures of the originals' size."""
+        if not isinstance(restored, Tensor | PartRestorer):
+            raise TypeError(
+                f"task {self.task.name} must return pictures as a tensor, or a PartRestorer, got "
+                f"{type(restored).__name__}"
+            )
+        expected = (n, *self._hr.shape[1:])
+        if tuple(restored.shape) != expected:
+            raise ValueError(
+                f"the generator makes pictures of {tuple(restored.shape)} from LR patches of {tuple(self._lr.shape)}, "
+                f"the originals are {expected}; give a generator of scale {self.source.codec.scale}"
+            )
 
     def _observed(self) -> Tensor:
         """Observations `(N, channels, h, w)` uint8 on the device; not a copy."""

@@ -19,7 +19,7 @@ from rlsr_env.oracle import best_strengths, gain_of, value_of
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import Upsampling
 from rlsr_env.rewards import reward
-from rlsr_env.tasks import choose_task
+from rlsr_env.tasks import PartRestorer, Restorer, SuperResolution, choose_task, restored_by
 from rlsr_env.vector_env import RestorationVectorEnv
 
 GENERATING = pytest.mark.parametrize("env_id", ["rlsr/PSNRPrediction-v0", "rlsr/DetailControl-v0"])
@@ -80,6 +80,128 @@ def test_a_generator_may_change_what_it_is_given(env_id: str, patch_source: Patc
     for one, other in zip(*said, strict=True):
         assert one.get(name, 0.0) is not None
         assert np.array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["psnr", "ssim"])
+@EVERY_ID
+def test_a_generator_may_return_any_floats_in_any_order_of_memory(
+    env_id: str, name: str, dtype: torch.dtype, patch_source: PatchSource
+) -> None:
+    ways = [
+        lambda lr_image: doubled(lr_image).to(dtype).contiguous(memory_format=torch.channels_last),
+        lambda lr_image: doubled(lr_image).to(dtype).float(),
+    ]
+    said = [native(env_id, patch_source, metric=name, generator=way).reset(seed=0)[1][name] for way in ways]
+    assert np.array_equal(*said)
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+def test_a_generator_of_another_scale_is_refused_wherever_it_comes_in(factor: int, patch_source: PatchSource) -> None:
+    for generator in (Upsampling(factor), lambda lr_image: functional.interpolate(lr_image, scale_factor=factor)):
+        env = native("rlsr/DetailControl-v0", patch_source)
+        env.reset(seed=0)
+        state = env.state_dict()
+        env.generator = generator
+        env.step(np.zeros((3, 12), np.float32))  # which does not ask it
+        env.load_state_dict(state)
+        with pytest.raises(ValueError, match="give a generator of scale 2"):
+            env.step(np.zeros((3, 12), np.float32))
+        env = native("rlsr/SuperResolution-v0", patch_source, task=Restoring())
+        env.reset(seed=0)
+        env.generator = generator
+        with pytest.raises(ValueError, match="give a generator of scale 2"):
+            env.rewards_of(torch.zeros(2, 3, 3, 16, 16))
+
+
+class Restoring(SuperResolution):
+    """The generator's picture, whatever the action, tried as often as one likes."""
+
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Tensor | PartRestorer:
+        return restored_by(generator, lr_image)
+
+
+class Returning(Restoring):
+    """A task that returns what nobody can use."""
+
+    def restore(self, actions: Tensor, lr_image: Tensor, generator: Restorer) -> Any:
+        return lambda part, sr_image: None
+
+
+def test_a_task_must_return_pictures(patch_source: PatchSource) -> None:
+    env = native("rlsr/SuperResolution-v0", patch_source, task=Returning())
+    env.reset(seed=0)
+    with pytest.raises(TypeError, match="must return pictures as a tensor, or a PartRestorer"):
+        env.step(np.zeros((3, 3, 16, 16), np.float32))
+
+
+class Darker(Upsampling):
+    """A subclass that does something else."""
+
+    def __call__(self, lr_image: Tensor) -> Tensor:
+        return 0.5 * super().__call__(lr_image)
+
+
+@GENERATING
+def test_a_subclass_of_upsampling_is_asked_itself(env_id: str, patch_source: PatchSource) -> None:
+    envs = [
+        native(env_id, patch_source, generator=generator)
+        for generator in (Darker(2), lambda lr_image: 0.5 * Upsampling(2)(lr_image))
+    ]
+    name = envs[0].metric.name
+    assert np.array_equal(*(env.reset(seed=0)[1][name] for env in envs))
+
+
+@EVERY_ID
+@pytest.mark.parametrize("name", ["psnr", "ssim"])
+def test_the_default_dtype_changes_nothing(env_id: str, name: str, patch_source: PatchSource) -> None:
+    def play() -> list[np.ndarray]:
+        env = native(env_id, patch_source, metric=name)
+        _, info = env.reset(seed=0)
+        env.action_space.seed(0)
+        return [info[name], env.step(env.action_space.sample())[1]]
+
+    expected = play()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = play()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(expected, found, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_failed_partial_reset_takes_nothing_from_the_others(patch_source: PatchSource) -> None:
+    env = native("rlsr/DetailControl-v0", patch_source, autoreset_mode="DISABLED")
+    env.reset(seed=0)
+    env.step(np.full((3, 12), 0.5, np.float32))
+    before = env.state_dict()
+    lanczos, env.generator = env.generator, lambda lr_image: functional.interpolate(lr_image, scale_factor=4)
+    first = {"reset_mask": np.array([True, False, False])}
+    with pytest.raises(ValueError, match="give a generator of scale 2"):
+        env.reset(options=first)
+    env.generator = lanczos
+    env.reset(options=first)
+    after = env.state_dict()
+    assert after["task"]["strengths"][0] == np.zeros((3, 2, 2)).tolist()
+    assert after["task"]["strengths"][1:] == before["task"]["strengths"][1:]
+    assert after["values"][1:] == before["values"][1:] and after["index"][1:] == before["index"][1:]
+
+
+def test_a_reset_that_is_interrupted_leaves_no_episode(
+    patch_source: PatchSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = native("rlsr/DetailControl-v0", patch_source)
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PatchSource, "gather", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.reset(seed=0)
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros((3, 12), np.float32))
 
 
 # Metrics and rewards that fail
@@ -230,6 +352,8 @@ def test_samples_are_checked_as_steps_are(patch_source: PatchSource) -> None:
     for bad in (torch.inf, -torch.inf, torch.nan):
         with pytest.raises(ValueError, match="NaN or infinite"):
             env.rewards_of(torch.full(shape, bad))
+    with pytest.raises(ValueError, match="no actions to try"):
+        env.rewards_of(torch.zeros(shape)[:0])
     for dtype in (torch.bool, torch.complex64):
         with pytest.raises(TypeError, match="tensor of numbers"):
             env.rewards_of(torch.zeros(shape, dtype=dtype))
@@ -254,6 +378,20 @@ def test_the_oracle_says_what_it_takes(patch_source: PatchSource) -> None:
         gain_of(env, np.zeros((3, 3, 2, 2)))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"env\.unwrapped"):
         best_strengths(gymnasium.make("rlsr/DetailControl-v0", source=patch_source, grid_size=2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_bands_are_mixed_by_strengths_that_belong_to_them(n: int, patch_source: PatchSource) -> None:
+    env = native("rlsr/DetailControl-v0", patch_source)
+    env.reset(seed=0)
+    strengths = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    with_gradient = env.task.mix(strengths.clone().requires_grad_())  # type: ignore[attr-defined]
+    assert (env.task.mix(strengths) - with_gradient).abs().max() < 1e-5  # type: ignore[attr-defined]
+    for shape in ((2, 3, 2, 2), (3, 2, 2, 2), (3, 4, 2, 2)):
+        with pytest.raises(ValueError, match="do not belong together"):
+            env.task.mix(torch.zeros(shape))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        assert (gain_of(env, best_strengths(env, n_iterations=3)) >= 0).all()
 
 
 # Settings
@@ -312,6 +450,12 @@ def test_a_metric_is_not_registered_under_what_cannot_be_used(
     with pytest.raises(error):
         register_metric(name, lambda sr, hr: 0.0, **options)
     assert name not in METRICS
+
+
+def test_a_metric_that_returns_no_tensor_is_named() -> None:
+    judge = Metric("listing", lambda sr_image, hr_image: [0.0])  # type: ignore[arg-type,return-value]
+    with pytest.raises(TypeError, match="metric 'listing' must return a tensor"):
+        judge(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 
 
 # Processes

@@ -25,7 +25,7 @@ def writer(sr_image: Tensor) -> PartRestorer:
     def write(part: slice, memory: np.ndarray) -> None:
         memory[:] = sr_image[part].numpy()
 
-    return write
+    return PartRestorer(tuple(sr_image.shape), write)
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,37 @@ def test_nan_in_a_picture_is_refused(in_parts: bool) -> None:
 def test_what_is_written_in_parts_can_be_rounded_as_a_whole() -> None:
     sr_image, _ = pictures()
     for restored in (sr_image, writer(sr_image)):
-        assert torch.equal(rounded(restored, tuple(sr_image.shape)), to_levels(sr_image))
+        assert torch.equal(rounded(restored), to_levels(sr_image))
+
+
+def test_pictures_of_another_shape_are_refused() -> None:
+    sr_image, hr_levels = pictures()
+    judge = BatchJudge(METRICS["psnr"], tuple(hr_levels.shape), CPU)
+    judge.take(hr_levels)
+    for restored in (sr_image[:6], writer(sr_image[..., :12])):
+        with pytest.raises(ValueError, match="their originals"):
+            judge.judge(restored, hr_levels)
+    for name in ("psnr", "ssim", "psnr_y"):
+        against = METRICS[name].against_levels(hr_levels)
+        for sr_levels in (hr_levels[:6], hr_levels[..., :12], hr_levels.repeat(2, 1, 1, 1)):
+            with pytest.raises(ValueError, match="must have the originals' shape"):
+                against(sr_levels)
+        with pytest.raises(TypeError, match="uint8"):
+            against(sr_image)
+
+
+def test_what_is_written_records_no_gradient_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("rlsr_env.loops.WORTH_THREADS", 1)
+    sr_image, hr_levels = pictures()
+    weight = torch.ones(1, requires_grad=True)
+
+    def write(part: slice, memory: np.ndarray) -> None:
+        memory[:] = (weight * sr_image[part]).numpy()
+
+    judge = BatchJudge(METRICS["psnr"], tuple(hr_levels.shape), CPU)
+    sr_levels, _ = judge.judge(PartRestorer(tuple(sr_image.shape), write), hr_levels)
+    assert torch.equal(sr_levels, to_levels(sr_image))
 
 
 def test_levels_must_be_uint8_rgb_and_large_enough() -> None:

@@ -1,9 +1,12 @@
 """Work shared out among the processor's cores."""
 
+import importlib
 import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,25 +102,57 @@ def test_an_error_in_a_share_is_raised(n_cores: int, monkeypatch: pytest.MonkeyP
 
 
 def test_where_nothing_can_be_kept_on_disk_functions_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
+    def nowhere(function: object) -> object:
+        raise RuntimeError("cannot cache function 'twice': no locator available")
 
-    ordinary, asked = numba.njit, []
-
-    def njit(cache: bool = False, **settings: object) -> object:
-        asked.append(cache)
-        if cache:
-            raise RuntimeError("cannot cache function 'twice': no locator available")
-        return ordinary(**settings)
-
-    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(cores, "_cache_of", nowhere)
 
     def twice(numbers: np.ndarray) -> float:
         return 2 * numbers.sum()
 
-    function = compiled(twice)
-    monkeypatch.undo()  # Numba has functions of its own to compile when it is first used
-    assert function(np.array([1.0, 2.0])) == 6
-    assert asked == [True, False]
+    assert compiled(twice)(np.array([1.0, 2.0])) == 6
+
+
+def test_what_is_kept_on_disk_is_not_taken_after_any_loop_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loops_of_a_test.py").write_text("def twice(number):\n    return 2 * number\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("loops_of_a_test").twice
+
+    def compile_and_count_hits() -> int:
+        dispatcher = compiled(function)
+        assert dispatcher(4) == 8
+        return sum(dispatcher.stats.cache_hits.values())
+
+    assert [compile_and_count_hits() for _ in range(2)] == [0, 1]
+    monkeypatch.setattr(cores, "_sources_of_loops", lambda: "others")
+    assert [compile_and_count_hits() for _ in range(2)] == [0, 1]
+
+
+def test_ctrl_c_waits_for_those_who_still_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: 2)
+    done, waited = [], []
+    ordinary = cores.wait
+
+    def interrupted_once(shares: list[object]) -> object:
+        waited.append(len(shares))
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return ordinary(shares)
+
+    def work(part: slice) -> None:
+        if part.start:
+            time.sleep(0.2)
+        done.append(part.start)
+
+    monkeypatch.setattr(cores, "wait", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        share_out(work, 2)
+    assert sorted(done) == [0, 1]
+    monkeypatch.setattr(cores, "wait", ordinary)
+    share_out(work, 2)  # the threads are there for the next
+    assert len(done) == 4
 
 
 def test_a_function_with_a_signature_is_compiled_once_for_all_its_callers() -> None:

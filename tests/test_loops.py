@@ -11,11 +11,11 @@ from rlsr_env.filter_loops import band_splits, filtered, mixed
 from rlsr_env.loops import (
     all_finite,
     can_loop,
+    copied,
     floats_of_levels,
     mean_squares,
     rounded_to_8bit,
     rounded_to_levels,
-    scaled,
     squared_level_difference,
 )
 from rlsr_env.metrics import METRICS, mean_squared_error, to_8bit, to_levels
@@ -104,11 +104,11 @@ def test_any_value_that_is_not_finite_is_found(monkeypatch: pytest.MonkeyPatch) 
             assert not all_finite(values)
 
 
-def test_scaled_values_are_in_memory_of_their_own() -> None:
+def test_a_copy_is_in_memory_of_its_own() -> None:
     values = torch.tensor([[-1.0, 0.0], [0.25, 1.0]])
-    assert scaled(values.T, 0.5, 0.5).tolist() == [[0.0, 0.625], [0.5, 1.0]]
-    copy = scaled(values)
-    assert torch.equal(copy, values) and copy.data_ptr() != values.data_ptr()
+    copy = copied(values.T)
+    assert torch.equal(copy, values.T) and copy.is_contiguous()
+    assert copied(values).data_ptr() != values.data_ptr()
 
 
 def test_differences_of_levels_add_up_in_whole_numbers() -> None:
@@ -138,7 +138,7 @@ def test_any_number_of_threads_comes_to_the_same(monkeypatch: pytest.MonkeyPatch
         weights, factors = np.array([[0.2, 0.5, 0.3], [0.3, 0.5, 0.2]], np.float32), np.ones((2, 31), np.float32)
         return [
             filtered(sr_image, kernel), ssim(sr_image, hr_image), mean_squares(sr_image, hr_image), levels,
-            rounded_to_8bit(sr_image)[0], floats_of_levels(levels), scaled(sr_image, 2.0), with_cells(levels, levels),
+            rounded_to_8bit(sr_image)[0], floats_of_levels(levels), copied(sr_image), with_cells(levels, levels),
             band_splits(sr_image, [kernel, kernel]), upsampled(sr_image, weights, factors[:, :24], factors),
             *window_statistics(sr_image, torch.ones(11)), METRICS["ssim"].against_levels(levels)(levels.flip(0)),
             METRICS["psnr"].against_levels(levels)(levels.flip(0)),

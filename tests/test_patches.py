@@ -319,3 +319,11 @@ def test_one_draw_for_each_of_several_seeds_is_their_own_draw() -> None:
     pictures = [seed % 2 for seed in range(30)]
     expected = [source.draw(np.random.default_rng(seed), 1, seed % 2)[0] for seed in range(30)]
     assert np.array_equal(source.draw_each([np.random.default_rng(seed) for seed in range(30)], pictures), expected)
+
+
+def test_the_loops_are_not_let_loose_on_an_index_of_other_pictures() -> None:
+    source = PatchSource(decoded(noise(50, 61)), LRCodec(2), 9)
+    index = source.draw(np.random.default_rng(0), 4)
+    index[2, TOP] = 10**6
+    with pytest.raises(ValueError, match="is no patch of 9 pixels"):
+        source.gather(index, torch.contiguous_format)

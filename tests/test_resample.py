@@ -173,3 +173,9 @@ def test_upsampling_writes_what_it_returns() -> None:
     sr_image = np.empty((2, 3, 18, 21), np.float32)
     Upsampling(3).write(lr_image.numpy(), sr_image)
     assert torch.equal(torch.from_numpy(sr_image), Upsampling(3)(lr_image))
+
+
+def test_upsampling_goes_through_vmap() -> None:
+    lr_image = torch.rand(3, 2, 3, 6, 7)
+    mapped = torch.func.vmap(lambda images: upsample(images, 2))(lr_image)
+    assert (mapped - torch.stack([upsample(images, 2) for images in lr_image])).abs().max() < 1e-6

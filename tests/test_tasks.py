@@ -6,7 +6,7 @@ from torch import Tensor
 from rlsr_env.detail import DetailControl
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
-from rlsr_env.tasks import PSNRPrediction, SuperResolution, Task, choose_task, known_tasks
+from rlsr_env.tasks import PartRestorer, PSNRPrediction, SuperResolution, Task, choose_task, known_tasks
 from rlsr_env.vector_env import RestorationVectorEnv
 
 EVERY_TASK = pytest.mark.parametrize("task", [PSNRPrediction(0.5), SuperResolution(), DetailControl(n_bands=2)])
@@ -115,11 +115,11 @@ def test_the_action_is_the_picture_from_black_to_white() -> None:
     assert space.low.min() == space.low.max() == -1 and space.high.min() == space.high.max() == 1
     actions = torch.tensor([-1.0, -0.5, 0.0, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 15, 15)
     lr_image = torch.zeros(4, 3, 5, 5)
-    write = task.restore(actions, lr_image, lambda lr_image: pytest.fail("nobody asks the generator"))
-    assert callable(write)
+    in_parts = task.restore(actions, lr_image, lambda lr_image: pytest.fail("nobody asks the generator"))
+    assert isinstance(in_parts, PartRestorer) and in_parts.shape == (4, 3, 15, 15)
     memory = np.empty((2, 3, 15, 15), np.float32)
     for part in (slice(0, 2), slice(2, 4)):
-        write(part, memory)
+        in_parts.write(part, memory)
         assert memory[:, 0, 0, 0].tolist() == [[0.0, 0.25], [0.5, 1.0]][part.start // 2]
     actions.requires_grad_()
     restored = task.restore(actions, lr_image, lambda lr_image: pytest.fail("nobody asks the generator"))
