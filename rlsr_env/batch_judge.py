@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlsr_env.batches import groups_in_cache
+from rlsr_env.cores import available_cores
 from rlsr_env.level_judges import LevelJudge
 from rlsr_env.metrics import Metric, refuse_nan, to_levels
 from rlsr_env.tasks import PartRestorer
@@ -125,8 +126,9 @@ def rounded(restored: Tensor | PartRestorer) -> Tensor:
 
 
 def _small_groups(shape: tuple[int, ...]) -> list[slice]:
-    """Slices of a batch `(N, 3, H, W)` that go through several loops one by one."""
+    """Slices of a batch `(N, 3, H, W)` that go through several loops one by one; enough of them for all cores."""
     size = max(FEWEST_PICTURES, CACHED_VALUES // int(np.prod(shape[1:])))
+    size = min(size, max(1, -(-shape[0] // available_cores())))
     return [slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size)]
 
 

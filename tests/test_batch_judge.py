@@ -32,6 +32,7 @@ def writer(sr_image: Tensor) -> PartRestorer:
 def groups_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_judge, "CACHED_VALUES", 1)
     monkeypatch.setattr(batch_judge, "FEWEST_PICTURES", 2)
+    monkeypatch.setattr(batch_judge, "available_cores", lambda: 1)
 
 
 @pytest.mark.parametrize("name", ["psnr", "ssim", "psnr_y", "jpeg_bytes"])
@@ -65,6 +66,15 @@ def test_a_picture_has_the_same_value_to_the_bit_in_any_company(name: str) -> No
         )
         assert torch.equal(alone, together[i : i + 1])
         assert torch.equal(METRICS[name].against_levels(one)(to_levels(sr_image[i : i + 1])).double(), alone)
+
+
+def test_there_are_groups_for_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_judge, "FEWEST_PICTURES", 8)
+    bounds = {1: [(0, 7)], 2: [(0, 4), (4, 7)], 3: [(0, 3), (3, 6), (6, 7)], 9: [(i, i + 1) for i in range(7)]}
+    for cores, groups in bounds.items():
+        monkeypatch.setattr(batch_judge, "available_cores", lambda cores=cores: cores)
+        judge = BatchJudge(METRICS["psnr"], (7, 3, 24, 24), CPU)
+        assert [(group.start, group.stop) for group in judge.groups] == groups
 
 
 def test_only_groups_with_a_marked_picture_are_judged() -> None:

@@ -52,6 +52,7 @@ def test_groups_change_nothing(env_id: str, metric: str, monkeypatch: pytest.Mon
         for module in (rlsr_env.batches, rlsr_env.batch_judge):
             monkeypatch.setattr(module, "CACHED_VALUES", cached)
         monkeypatch.setattr(rlsr_env.batch_judge, "FEWEST_PICTURES", fewest)
+        monkeypatch.setattr(rlsr_env.batch_judge, "available_cores", lambda: 1)
         options = {"metric": metric, "episode_length": 4, "autoreset_mode": AutoresetMode.DISABLED}
         envs.append(vector_env(env_id, **options))
     whole, grouped = envs
