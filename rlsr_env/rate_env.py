@@ -110,9 +110,14 @@ class RateControlEnv(gymnasium.Env):
         options = checked_options(options)
         if "reset_mask" in options:
             raise ValueError("reset_mask is for vector environments; a scalar one resets as a whole")
+        before = (self._np_random, self._np_random_seed, self._batch.episodes.rngs[0])
         super().reset(seed=seed)
         self._batch.episodes.rngs[0] = self.np_random
-        observations, infos = self._batch.reset(options=options)
+        try:
+            observations, infos = self._batch.reset(options=options)
+        except BaseException:  # an unknown picture, say: the seed is not used up
+            self._np_random, self._np_random_seed, self._batch.episodes.rngs[0] = before
+            raise
         return observations[0], _single(infos)
 
     def step(self, action: int | np.integer | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

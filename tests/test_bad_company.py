@@ -334,6 +334,13 @@ def test_seeds_may_be_numpys_and_a_bad_one_uses_none_up(env_id: str, patch_sourc
     for bad, error in ((-3, ValueError), (True, TypeError), (0.5, TypeError)):
         with pytest.raises(error, match="a seed is"):
             scalar.unwrapped.reset(seed=bad)
+    scalar.reset(seed=4)
+    expected, _ = scalar.reset()
+    scalar.reset(seed=4)
+    for options in ({"uri": "nowhere"}, {"url": "nowhere"}, {"reset_mask": np.ones(1, dtype=np.bool_)}):
+        with pytest.raises(ValueError):
+            scalar.reset(seed=9, options=options)
+    assert np.array_equal(scalar.reset()[0], expected)
     for each in (env, scalar.unwrapped):
         for bad in ([1], "uri"):
             with pytest.raises(TypeError, match="options of reset are a dictionary"):
