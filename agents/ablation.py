@@ -36,9 +36,10 @@ from rlsr_env.block_maps import BLOCK
 from rlsr_env.codec import LRCodec
 from rlsr_env.files import write_whole
 from rlsr_env.images import ImageSet, decode_images, image_set
-from rlsr_env.metrics import Metric, metric, to_8bit
+from rlsr_env.metrics import Metric, metric
 from rlsr_env.patches import PatchSource, to_float
 from rlsr_env.rewards import Improvement
+from rlsr_env.rounding import to_8bit
 from rlsr_env.vector_env import RestorationVectorEnv
 
 START_SEED = 1_000_003

@@ -15,7 +15,8 @@ from torch.nn.utils import get_total_norm
 
 from gan.generator import Generator
 from gan.training import PatchSampler
-from rlsr_env.metrics import Metric, to_8bit
+from rlsr_env.metrics import Metric
+from rlsr_env.rounding import to_8bit
 
 
 class Objective(Protocol):

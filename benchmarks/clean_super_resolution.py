@@ -35,8 +35,9 @@ from gan.evaluation import as_batch
 from gan.precision import choose_compute_dtype, choose_device
 from gan.zoo import load_decoder, read_weights
 from rlsr_env.images import decode_images, image_set
-from rlsr_env.metrics import METRICS, to_8bit
+from rlsr_env.metrics import METRICS
 from rlsr_env.resample import upsample
+from rlsr_env.rounding import to_8bit
 
 Decoder = Callable[[Tensor], Tensor]
 

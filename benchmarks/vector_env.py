@@ -31,8 +31,8 @@ from gan.precision import choose_compute_dtype, choose_device
 from rlsr_env import ENVIRONMENTS
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import decode_images, image_set
-from rlsr_env.metrics import to_8bit
 from rlsr_env.patches import PatchSource, to_float
+from rlsr_env.rounding import to_8bit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from rlsr_env.batches import groups_in_cache
 from rlsr_env.cores import available_cores
 from rlsr_env.level_judges import LevelJudge
-from rlsr_env.metrics import Metric, refuse_nan, to_levels
+from rlsr_env.metrics import Metric
+from rlsr_env.rounding import refuse_nan, to_levels
 from rlsr_env.tasks import PartRestorer
 
 # What an infinite metric counts as (the PSNR of a patch restored without any error, in dB): a reward must be finite.

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlsr_env.filters import gaussian_kernel, slide
-from rlsr_env.metrics import to_levels
 from rlsr_env.resample import Upsampling
+from rlsr_env.rounding import to_levels
 from rlsr_env.tasks import PartRestorer, Restorer, Task, is_number, is_upsampling, pictures_of
 
 

@@ -28,6 +28,7 @@ from rlsr_env.level_judges import LevelJudge, PSNRJudge, SSIMJudge
 from rlsr_env.patches import to_float
 from rlsr_env.perceptual import gmsd, haarpsi, lpips, vif
 from rlsr_env.picture_checks import MetricError, check_blocks, check_pictures, check_size
+from rlsr_env.rounding import require_levels
 from rlsr_env.structural_similarity import similarity_to, ssim
 
 # In dB; what decoders reach at a tenth of a bit per pixel.
@@ -203,7 +204,7 @@ class _AgainstLevels:
 
     def __call__(self, sr_levels: Tensor) -> Tensor:
         """Judge SR pictures, `(B,)`."""
-        _require_levels(sr_levels, self.shape)
+        require_levels(sr_levels, self.shape)
         return self.judge(to_float(sr_levels))
 
 
@@ -227,7 +228,7 @@ class _LoopedAgainstLevels:
         """Judge SR pictures, `(B,)` float64."""
         from rlsr_env.loops import share  # compiled by Numba, which takes its time to be imported
 
-        _require_levels(sr_levels, self.hr_levels.shape)
+        require_levels(sr_levels, self.hr_levels.shape)
         sr, hr, values = sr_levels.contiguous().numpy(), self.hr_levels, np.empty(len(sr_levels))
         share(lambda part: self.judge.judge(part, sr[part], hr[part], values[part]), len(sr), sr.size)
         return torch.from_numpy(values)
@@ -334,89 +335,6 @@ def psnr_clic(squared_error_sum: float, n_values: int) -> float:
             "check the SR pictures for NaN."
         )
     return math.inf if squared_error_sum == 0 else -10 * math.log10(squared_error_sum / n_values)
-
-
-def to_8bit(image: Tensor) -> Tensor:
-    """Round pictures to the 256 levels that a viewer gets; every reported figure is of pictures rounded so.
-
-    No gradient passes the rounding.
-
-    Args:
-        image: Pictures of any shape, any float dtype; values outside [0, 1] are clipped.
-
-    Returns:
-        Multiples of 1/255 in [0, 1], of the same shape, float32 or float64.
-
-    Raises:
-        TypeError: If the picture is not a floating-point tensor.
-        ValueError: If it holds NaN, which would be saved as black.
-    """
-    _require_floats(image, "to_8bit")
-    from rlsr_env.loops import can_loop, rounded_to_8bit  # compiled by Numba, which takes its time to be imported
-
-    if can_loop(image):
-        rounded, suspicious = rounded_to_8bit(image)
-    else:
-        at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-        rounded = at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
-        suspicious = bool(image.sum().isnan())
-    if suspicious:
-        refuse_nan(image)
-    return rounded
-
-
-def to_levels(image: Tensor) -> Tensor:
-    """Round pictures to the 256 levels that a viewer gets, as `to_8bit`, and return the levels.
-
-    Args:
-        image: Pictures of any shape, any float dtype; values outside [0, 1] are clipped.
-
-    Returns:
-        0 to 255, of the same shape, uint8.
-
-    Raises:
-        TypeError: If the picture is not a floating-point tensor.
-        ValueError: If it holds NaN, which would be saved as black.
-    """
-    _require_floats(image, "to_levels")
-    from rlsr_env.loops import can_loop, rounded_to_levels  # compiled by Numba, which takes its time to be imported
-
-    if can_loop(image):
-        levels, suspicious = rounded_to_levels(image)
-    else:
-        at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-        rounded = at_least_float32.clamp(0, 1).mul_(255).round_()
-        levels = rounded.to(torch.uint8, memory_format=torch.contiguous_format)
-        suspicious = bool(image.sum().isnan())
-    if suspicious:
-        refuse_nan(image)
-    return levels
-
-
-def _require_levels(sr_levels: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless pictures are levels in the shape of the originals."""
-    if sr_levels.dtype != torch.uint8:
-        raise TypeError(f"expected the levels of 8-bit pictures, uint8, got {sr_levels.dtype}; to_levels makes them")
-    if tuple(sr_levels.shape) != tuple(shape):
-        raise ValueError(f"SR pictures must have the originals' shape {tuple(shape)}, got {tuple(sr_levels.shape)}")
-
-
-def _require_floats(image: Tensor, name: str) -> None:
-    """Raise unless pictures are floating-point."""
-    if not image.is_floating_point():
-        raise TypeError(f"{name} needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255.")
-
-
-def refuse_nan(image: Tensor) -> None:
-    """Raise if a picture holds NaN: its sum is NaN then, but also where infinities cancel out.
-
-    Summing is a tenth of the work of looking for one.
-    """
-    if n_nan := int(torch.isnan(image).sum()):
-        raise ValueError(
-            f"{n_nan} of the {image.numel()} values of the picture are NaN, so there is nothing to show; "
-            "check the network's weights and its input."
-        )
 
 
 def metric(name: str | Metric) -> Metric:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rlsr_env.detail import DetailControl
-from rlsr_env.metrics import to_8bit
 from rlsr_env.patches import to_float
+from rlsr_env.rounding import to_8bit
 from rlsr_env.vector_env import RestorationVectorEnv
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import DecodedImages
-from rlsr_env.metrics import Metric, metric, to_8bit
+from rlsr_env.metrics import Metric, metric
 from rlsr_env.patches import to_float
 from rlsr_env.rate_table import DEFAULT_SETTINGS, RateTable, Setting, checked_settings
 from rlsr_env.rate_views import view_picture
 from rlsr_env.resample import upsample
+from rlsr_env.rounding import to_8bit
 
 # From LR pictures (1, 3, h, w) float in [0, 1] to (1, 3, scale * h, scale * w).
 Decoder = Callable[[Tensor], Tensor]

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlsr_env import ENVIRONMENTS, RATE_CONTROL
-from rlsr_env.metrics import METRICS, Metric, metric, register_metric, to_levels
+from rlsr_env.metrics import METRICS, Metric, metric, register_metric
 from rlsr_env.oracle import best_strengths, gain_of, value_of
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import Upsampling
 from rlsr_env.rewards import reward
+from rlsr_env.rounding import to_levels
 from rlsr_env.tasks import PartRestorer, Restorer, SuperResolution, choose_task, restored_by
 from rlsr_env.vector_env import RestorationVectorEnv
 

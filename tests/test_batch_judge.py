@@ -7,8 +7,9 @@ from torch import Tensor
 
 from rlsr_env import batch_judge
 from rlsr_env.batch_judge import PERFECT, BatchJudge, rounded
-from rlsr_env.metrics import METRICS, Metric, to_8bit, to_levels
+from rlsr_env.metrics import METRICS, Metric
 from rlsr_env.patches import to_float
+from rlsr_env.rounding import to_8bit, to_levels
 from rlsr_env.tasks import PartRestorer
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ from torch import Tensor
 from rlsr_env.codec import LRCodec
 from rlsr_env.detail import DetailControl, blur, mix_bands, split_bands
 from rlsr_env.images import DecodedImages
-from rlsr_env.metrics import to_8bit
 from rlsr_env.patches import PatchSource, to_float
 from rlsr_env.resample import upsample
+from rlsr_env.rounding import to_8bit
 from rlsr_env.vector_env import RestorationVectorEnv
 
 ENV_ID = "rlsr/DetailControl-v0"

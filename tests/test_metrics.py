@@ -11,7 +11,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, peak_signal_noise_ratio
 
-from rlsr_env.metrics import METRICS, Metric, mean_squared_error, metric, psnr_clic, to_8bit
+from rlsr_env.metrics import METRICS, Metric, mean_squared_error, metric, psnr_clic
+from rlsr_env.rounding import to_8bit
 
 SEEDS = st.integers(min_value=0, max_value=2**31 - 1)
 # What can be computed here: LPIPS needs weights, SSIMULACRA 2 an optional package (test_black_box_metrics.py has both).

@@ -10,8 +10,8 @@ from gan.generator import Generator, GeneratorConfig
 from gan.tiling import TiledDecoder, grid_step, receptive_radius, self_ensemble
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import SampleImages
-from rlsr_env.metrics import to_8bit
 from rlsr_env.resample import upsample
+from rlsr_env.rounding import to_8bit
 
 CONFIGS = {
     "fast": GeneratorConfig(scale=2, channels=4, n_blocks=2),
