@@ -13,13 +13,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from PIL import Image
 
+from rlsr_env.captions import add_caption
 from rlsr_env.episodes import Episodes, check_state, checked_options, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
 from rlsr_env.metrics import Metric
 from rlsr_env.rate_source import Decoder, FileBytes, RateSource, stream_bytes
 from rlsr_env.rate_table import DEFAULT_SETTINGS, RateTable
 from rlsr_env.rate_views import N_VIEW_CHANNELS, VIEW_SIZE
-from rlsr_env.vector_env import add_caption
 
 # The weights of the rate that the last channel of an observation can tell apart, on a logarithmic scale.
 LEAST_RATE_WEIGHT, GREATEST_RATE_WEIGHT = 0.1, 10_000.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,18 +23,9 @@ def to_8bit(image: Tensor) -> Tensor:
         TypeError: If the picture is not a floating-point tensor.
         ValueError: If it holds NaN, which would be saved as black.
     """
-    _require_floats(image, "to_8bit")
-    from rlsr_env.loops import can_loop, rounded_to_8bit  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import rounded_to_8bit  # compiled by Numba, which takes its time to be imported
 
-    if can_loop(image):
-        rounded, suspicious = rounded_to_8bit(image)
-    else:
-        at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-        rounded = at_least_float32.clamp(0, 1).mul_(255).round_().div_(255)
-        suspicious = bool(image.sum().isnan())
-    if suspicious:
-        refuse_nan(image)
-    return rounded
+    return _rounded(image, "to_8bit", rounded_to_8bit, lambda levels: levels.div_(255))
 
 
 def to_levels(image: Tensor) -> Tensor:
@@ -48,19 +41,31 @@ def to_levels(image: Tensor) -> Tensor:
         TypeError: If the picture is not a floating-point tensor.
         ValueError: If it holds NaN, which would be saved as black.
     """
-    _require_floats(image, "to_levels")
-    from rlsr_env.loops import can_loop, rounded_to_levels  # compiled by Numba, which takes its time to be imported
+    from rlsr_env.loops import rounded_to_levels  # compiled by Numba, which takes its time to be imported
+
+    return _rounded(
+        image, "to_levels", rounded_to_levels,
+        lambda levels: levels.to(torch.uint8, memory_format=torch.contiguous_format),
+    )  # fmt: skip
+
+
+def _rounded(
+    image: Tensor, name: str, by_loop: Callable[[Tensor], tuple[Tensor, bool]], finish: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Clip and round floats, by a loop where one takes them; `finish` makes the result of whole levels in floats."""
+    if not image.is_floating_point():
+        raise TypeError(f"{name} needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255.")
+    from rlsr_env.loops import can_loop  # compiled by Numba, which takes its time to be imported
 
     if can_loop(image):
-        levels, suspicious = rounded_to_levels(image)
+        rounded, suspicious = by_loop(image)
     else:
         at_least_float32 = image.to(torch.promote_types(image.dtype, torch.float32))
-        rounded = at_least_float32.clamp(0, 1).mul_(255).round_()
-        levels = rounded.to(torch.uint8, memory_format=torch.contiguous_format)
+        rounded = finish(at_least_float32.clamp(0, 1).mul_(255).round_())
         suspicious = bool(image.sum().isnan())
     if suspicious:
         refuse_nan(image)
-    return levels
+    return rounded
 
 
 def require_levels(sr_levels: Tensor, shape: tuple[int, ...]) -> None:
@@ -69,12 +74,6 @@ def require_levels(sr_levels: Tensor, shape: tuple[int, ...]) -> None:
         raise TypeError(f"expected the levels of 8-bit pictures, uint8, got {sr_levels.dtype}; to_levels makes them")
     if tuple(sr_levels.shape) != tuple(shape):
         raise ValueError(f"SR pictures must have the originals' shape {tuple(shape)}, got {tuple(sr_levels.shape)}")
-
-
-def _require_floats(image: Tensor, name: str) -> None:
-    """Raise unless pictures are floating-point."""
-    if not image.is_floating_point():
-        raise TypeError(f"{name} needs floating-point pictures in [0, 1], got {image.dtype}; divide 8-bit data by 255.")
 
 
 def refuse_nan(image: Tensor) -> None:

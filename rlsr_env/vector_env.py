@@ -10,11 +10,11 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlsr_env.batch_judge import PERFECT, BatchJudge, rounded
 from rlsr_env.batches import keep_memory
+from rlsr_env.captions import add_caption
 from rlsr_env.codec import LRCodec
 from rlsr_env.episodes import Episodes, check_state, checked_options, final_infos, masked, picture_numbers
 from rlsr_env.images import ImageSet, decode_images, image_set
@@ -24,15 +24,14 @@ from rlsr_env.resample import Upsampling
 from rlsr_env.rewards import Reward, reward
 from rlsr_env.tasks import PartRestorer, Restorer, Task, choose_task
 
-CAPTION_HEIGHT = 14
-
 
 class RestorationVectorEnv(VectorEnv):
     """N restoration tasks at once; see `RestorationEnv` for what each of them is.
 
     Equal to N scalar environments whose seeds count up from the first, as in Gymnasium's `SyncVectorEnv`: to the bit as
-    far as the generator and the metric are the same to the bit for a picture in any company. Lanczos upsampling and all
-    metrics but HaarPSI, GMSD, LPIPS and MS-SSIM are; PyTorch's convolutions are not.
+    far as the generator and the metric are the same to the bit for a picture in any company. Lanczos upsampling and most
+    metrics are; HaarPSI, GMSD and whatever else is made of PyTorch's convolutions, networks above all, may differ in
+    the last bits.
 
     Attributes:
         generator: The network that restores, called without gradient on `(N, 3, h, w)` float in [0, 1]. It is held, not
@@ -478,21 +477,6 @@ def _fresh(tensor: Tensor) -> np.ndarray:
 def _own(tensor: Tensor) -> Tensor:
     """A copy on the same device; on the CPU without waking PyTorch's threads."""
     return torch.from_numpy(_fresh(tensor)) if tensor.device.type == "cpu" else tensor.clone()
-
-
-def add_caption(picture: np.ndarray, text: str) -> np.ndarray:
-    """A line of text under a picture.
-
-    Args:
-        picture: `(H, W, 3)` uint8.
-        text: What fits in one line; the rest is cut off.
-
-    Returns:
-        `(H + 14, W, 3)` uint8.
-    """
-    canvas = Image.fromarray(np.pad(picture, ((0, CAPTION_HEIGHT), (0, 0), (0, 0))))
-    ImageDraw.Draw(canvas).text((2, picture.shape[0] + 1), text, fill="white", font_size=10)
-    return np.array(canvas)
 
 
 def _choose_metric(name: str | Metric, patch_size: int) -> Metric:

@@ -21,6 +21,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor, nn
 
 from rlsr_env import ENVIRONMENTS, RATE_CONTROL
+from rlsr_env.captions import CAPTION_HEIGHT, add_caption
 from rlsr_env.codec import LRCodec
 from rlsr_env.env import RestorationEnv
 from rlsr_env.images import DecodedImages, FolderImages
@@ -28,7 +29,6 @@ from rlsr_env.metrics import Metric
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
 from rlsr_env.rewards import Threshold
-from rlsr_env.vector_env import CAPTION_HEIGHT, add_caption
 
 ENV_ID = "rlsr/PSNRPrediction-v0"
 EVERY_ID = pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))

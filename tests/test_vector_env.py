@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from agents.vec_env import GymnasiumVecEnv
 from rlsr_env import ENVIRONMENTS
+from rlsr_env.captions import CAPTION_HEIGHT
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import DecodedImages, decode_images, image_set
 from rlsr_env.patches import PatchSource
 from rlsr_env.resample import upsample
-from rlsr_env.vector_env import CAPTION_HEIGHT, RestorationVectorEnv
+from rlsr_env.vector_env import RestorationVectorEnv
 
 ENV_ID = "rlsr/PSNRPrediction-v0"
 EVERY_ID = pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))
