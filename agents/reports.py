@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gan.evaluation import REPORTED, CodedPicture, total_bits_per_pixel
 from rlsr_env.files import write_whole
-from rlsr_env.metrics import psnr
 from rlsr_env.patches import to_float
+from rlsr_env.peak_signal import psnr
 
 matplotlib.use("agg")
 

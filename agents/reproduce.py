@@ -44,8 +44,8 @@ from gan.weights import load_generator, save_generator
 from rlsr_env.codec import LRCodec
 from rlsr_env.files import write_whole
 from rlsr_env.images import DecodedImages, decode_images, image_set
-from rlsr_env.metrics import psnr
 from rlsr_env.patches import PatchSource, to_float
+from rlsr_env.peak_signal import psnr
 from rlsr_env.resample import upsample
 from rlsr_env.rounding import to_8bit
 from rlsr_env.vector_env import RestorationVectorEnv

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import DecodedImages
-from rlsr_env.metrics import METRICS, mean_squared_error, psnr_clic
+from rlsr_env.metrics import METRICS
 from rlsr_env.patches import to_float
+from rlsr_env.peak_signal import mean_squared_error, psnr_clic
 from rlsr_env.rounding import to_8bit
 
 Decoder = Callable[[Tensor], Tensor]

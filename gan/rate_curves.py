@@ -14,7 +14,7 @@ import numpy as np
 from gan.bd_rate import bd_rate, ms_ssim_decibels
 from gan.evaluation import REPORTED
 from gan.rate_points import LANCZOS_RESTORER, FileSeries, Measured, Restorer
-from rlsr_env.metrics import psnr_clic
+from rlsr_env.peak_signal import psnr_clic
 
 # What is averaged over qualities, on which scale.
 BD_METRICS: dict[str, Callable[[float], float]] = {"psnr": float, "ms_ssim": ms_ssim_decibels}

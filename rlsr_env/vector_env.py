@@ -29,9 +29,9 @@ class RestorationVectorEnv(VectorEnv):
     """N restoration tasks at once; see `RestorationEnv` for what each of them is.
 
     Equal to N scalar environments whose seeds count up from the first, as in Gymnasium's `SyncVectorEnv`: to the bit as
-    far as the generator and the metric are the same to the bit for a picture in any company. Lanczos upsampling and most
-    metrics are; HaarPSI, GMSD and whatever else is made of PyTorch's convolutions, networks above all, may differ in
-    the last bits.
+    far as the generator and the metric are the same to the bit for a picture in any company. Lanczos upsampling and
+    most metrics are; HaarPSI, GMSD and whatever else is made of PyTorch's convolutions, networks above all, may differ
+    in the last bits.
 
     Attributes:
         generator: The network that restores, called without gradient on `(N, 3, h, w)` float in [0, 1]. It is held, not

@@ -32,7 +32,7 @@ from gan.weights import save_generator
 from gan.zoo import LANCZOS_WEIGHTS, Weights, read_weights
 from rlsr_env.codec import LRCodec
 from rlsr_env.images import SampleImages
-from rlsr_env.metrics import psnr
+from rlsr_env.peak_signal import psnr
 from rlsr_env.resample import upsample
 from rlsr_env.rounding import to_8bit
 

@@ -18,8 +18,9 @@ from rlsr_env.loops import (
     rounded_to_levels,
     squared_level_difference,
 )
-from rlsr_env.metrics import METRICS, mean_squared_error
+from rlsr_env.metrics import METRICS
 from rlsr_env.patch_loops import upsampled, with_cells
+from rlsr_env.peak_signal import mean_squared_error
 from rlsr_env.rounding import to_8bit, to_levels
 from rlsr_env.similarity_loops import sampled_windows, window_statistics
 from rlsr_env.structural_similarity import ssim

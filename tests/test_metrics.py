@@ -11,7 +11,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, peak_signal_noise_ratio
 
-from rlsr_env.metrics import METRICS, Metric, mean_squared_error, metric, psnr_clic
+from rlsr_env.metrics import METRICS, Metric, metric
+from rlsr_env.peak_signal import mean_squared_error, psnr_clic
 from rlsr_env.rounding import to_8bit
 
 SEEDS = st.integers(min_value=0, max_value=2**31 - 1)

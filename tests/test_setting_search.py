@@ -19,7 +19,8 @@ from gan.setting_search import (
 )
 from gan.zoo import LANCZOS_WEIGHTS
 from rlsr_env.images import SampleImages
-from rlsr_env.metrics import METRICS, psnr
+from rlsr_env.metrics import METRICS
+from rlsr_env.peak_signal import psnr
 
 
 @pytest.fixture(scope="module")
