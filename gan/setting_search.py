@@ -194,7 +194,7 @@ def choose_setting(
 
 
 def picture_psnr(sr_image: np.ndarray, hr_image: np.ndarray) -> float:
-    """PSNR of 8-bit pictures in dB, the convention of `rlsr_env.peak_signal.psnr`, in little memory (Savioli 2019, eq. 6).
+    """PSNR of 8-bit pictures in dB, as `rlsr_env.peak_signal.psnr`, in little memory (Savioli 2019, eq. 6).
 
     Args:
         sr_image: `(H, W, 3)` uint8.
